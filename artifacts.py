@@ -1,0 +1,277 @@
+"""What the steps leave on disk: whole files, and beside them a stamp that says what they were made from.
+
+A stamp (JSON) holds the settings that shaped a step's outputs, the fingerprints of its inputs and outputs, its figures,
+the versions of the libraries and the wall time. With it a step sees that there is nothing to do, and the next step sees
+that what it reads was made from what is there now.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config import Settings, UserError, select
+
+LIBRARIES = ("torch", "torchvision", "numpy", "gensim", "nmslib", "nltk", "pyarrow", "pillow", "datasketch")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the pipeline: its files in WORK and the settings that shape what it writes.
+
+    `{space}` in a name stands for `neighbors.space`.
+    """
+
+    script: str
+    stamp: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    settings: tuple[str, ...]
+
+
+PREPARE = Step(
+    script="prepare_dataset.py",
+    stamp="prepare_dataset.json",
+    inputs=(),
+    outputs=("pairs.parquet", "rejected.jsonl"),
+    settings=("seed", "dataset"),
+)
+TRAIN_DOC2VEC = Step(
+    script="train_doc2vec.py",
+    stamp="doc2vec/train_doc2vec.json",
+    inputs=("pairs.parquet",),
+    outputs=("doc2vec/model", "doc2vec/vocabulary.txt", "doc2vec/word_vectors.npy", "doc2vec/punkt.json"),
+    settings=("seed", "deterministic", "dataset.language", "text", "doc2vec"),
+)
+EXTRACT_DOC2VEC = Step(
+    script="extract_doc2vec_vectors.py",
+    stamp="doc2vec/extract_doc2vec_vectors.json",
+    inputs=("pairs.parquet", *TRAIN_DOC2VEC.outputs),
+    outputs=("doc2vec/vectors.npy", "doc2vec/tokens.npy", "doc2vec/offsets.npy"),
+    settings=("seed", "dataset.language", "text", "doc2vec"),
+)
+FIND_NEIGHBORS = Step(
+    script="knn_document_features.py",
+    stamp="neighbors/{space}/knn_document_features.json",
+    inputs=("pairs.parquet", *EXTRACT_DOC2VEC.outputs),
+    outputs=("neighbors/{space}/rows.npy", "neighbors/{space}/indices.npy", "neighbors/{space}/distances.npy"),
+    settings=(
+        "seed",
+        "deterministic",
+        "neighbors.space",
+        "neighbors.k",
+        "neighbors.method",
+        "neighbors.distance",
+        "neighbors.min_recall",
+        "neighbors.recall_sample",
+        "neighbors.hnsw_m",
+        "neighbors.hnsw_ef_construction",
+    ),
+)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; it is flushed and takes `path`'s place when the block ends without an error.
+
+    Raises UserError where the disk is full or not writable; the old file, if any, then stands as it was.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        if error.filename not in (None, str(beside), str(path), str(path.parent)):
+            raise
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole."""
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole."""
+    with written_whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy, whole."""
+    with written_whole(path) as beside, beside.open("wb") as file:
+        np.save(file, array)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Memory-map a .npy file; raises UserError where it is missing or broken."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises UserError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+# Stamps
+
+
+def _named(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
+    return tuple(name.format(space=settings.neighbors.space) for name in names)
+
+
+def stamp_path(step: Step, settings: Settings) -> Path:
+    """Where a step's stamp lies."""
+    return settings.work_folder / _named((step.stamp,), settings)[0]
+
+
+def output_paths(step: Step, settings: Settings) -> list[Path]:
+    """The files that a step writes."""
+    return [settings.work_folder / name for name in _named(step.outputs, settings)]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def input_fingerprints(step: Step, settings: Settings) -> dict[str, str]:
+    """Fingerprint of each of a step's inputs in WORK, by name; raises UserError where one is missing."""
+    found = {}
+    for name in _named(step.inputs, settings):
+        path = settings.work_folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is not there; run {_producer(name, settings)} first")
+        found[name] = fingerprint(path)
+    return found
+
+
+def _producer(name: str, settings: Settings) -> str:
+    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS):
+        if name in _named(step.outputs, settings):
+            return step.script
+    raise KeyError(name)
+
+
+def what_changed(step: Step, settings: Settings, published: dict[str, str] | None = None) -> str | None:
+    """Why a step's outputs are not those of these settings and of the inputs there are now; None where they are.
+
+    `published` are fingerprints of inputs outside WORK. Where it is None, these are not compared.
+    """
+    try:
+        stamp = read_json(stamp_path(step, settings))
+    except UserError:
+        return "is not there or not finished"
+    for name, output in stamp["outputs"].items():
+        path = settings.work_folder / name
+        if not path.is_file() or path.stat().st_size != output["size"]:
+            return f"is incomplete ({path.name})"
+    wanted = json.loads(json.dumps(select(settings, step.settings)))
+    for name, value in wanted.items():
+        if stamp["settings"].get(name) != value:
+            return f"was made with {name} {stamp['settings'].get(name)}, and the settings now say {value}"
+    for name, value in input_fingerprints(step, settings).items():
+        if stamp["inputs"].get(name) != value:
+            return f"was made from another {name}"
+    if published is not None and stamp["published"] != published:
+        names = sorted(set(stamp["published"].items()) ^ set(published.items()))
+        return f"was made from other published files ({names[0][0]})"
+    return None
+
+
+def is_up_to_date(step: Step, settings: Settings, published: dict[str, str] | None = None) -> bool:
+    """True, after saying so line by line, where a step has nothing to do. Says what changed where it has."""
+    reason = what_changed(step, settings, published)
+    if reason is None:
+        for path in output_paths(step, settings):
+            print(f"up to date {path}")
+        return True
+    if stamp_path(step, settings).exists():
+        print(f"{stamp_path(step, settings).parent} {reason}: making it anew")
+    return False
+
+
+def require(step: Step, settings: Settings) -> dict[str, Any]:
+    """The stamp of an earlier step, whose outputs are about to be read.
+
+    Raises UserError, naming the step to run again, where they are missing, were shaped by other settings, or were made
+    from something that has changed since. The seed is not compared: it shapes a step when that step is run.
+    """
+    stamp_file = stamp_path(step, settings)
+    try:
+        made = read_json(stamp_file)["settings"]
+    except UserError:
+        made = {}
+    as_made = dataclasses.replace(settings, **{name: made[name] for name in ("seed", "deterministic") if name in made})
+    reason = what_changed(step, as_made)
+    if reason is not None:
+        what = output_paths(step, settings)[0]
+        raise UserError(f"{what} {reason}; run {step.script} with these settings (again)")
+    return read_json(stamp_file)
+
+
+@contextlib.contextmanager
+def making(step: Step, settings: Settings, published: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    """Surround the making of a step's outputs: yields a dict to put the step's figures into, and stamps at the end.
+
+    The old stamp goes first, so that a step that was cut short counts as not done.
+    """
+    inputs = input_fingerprints(step, settings)
+    path = stamp_path(step, settings)
+    path.unlink(missing_ok=True)
+    started = time.monotonic()
+    figures: dict[str, Any] = {}
+    yield figures
+    outputs = {
+        name: {"size": (settings.work_folder / name).stat().st_size, "sha256": fingerprint(settings.work_folder / name)}
+        for name in _named(step.outputs, settings)
+    }
+    write_json(
+        path,
+        {
+            "script": step.script,
+            "settings": select(settings, step.settings),
+            "inputs": inputs,
+            "published": published or {},
+            "outputs": outputs,
+            "figures": figures,
+            "versions": versions(),
+            "seconds": round(time.monotonic() - started, 2),
+        },
+    )
+    for output in output_paths(step, settings):
+        print(f"wrote {output}")

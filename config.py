@@ -1,0 +1,531 @@
+"""The settings of every script: one dataclass a section, read from a YAML file and from flags.
+
+`--config FILE.yaml` sets what the file names, `--section.setting VALUE` sets one thing more, and what neither names
+keeps the default below. The defaults are the paper's (Thomas & Kovashka 2020, Sec. 3.3) wherever it gives a value.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "openclipart.yaml"
+
+
+class UserError(Exception):
+    """Something the user can mend. Its message is one line: what is wrong, where, and what to do."""
+
+
+@dataclass
+class Synthetic:
+    """The made-up dataset (source `synthetic`)."""
+
+    pairs: int = 2000
+    """Image-text pairs to make."""
+    topics: int = 12
+    """Topics; a pair's topic is its category."""
+    motifs: int = 24
+    """Different drawings there are; each serves several topics."""
+    motifs_per_topic: int = 6
+    """Visually different drawings that illustrate one topic."""
+    literalness: float = 0.2
+    """From 0 (picture and text share only the topic) to 1 (every text names what is drawn)."""
+
+
+@dataclass
+class Dataset:
+    """Where the pairs come from and which of them are kept (step 0)."""
+
+    source: Literal["openclipart", "wikipedia", "manifest", "synthetic"] = "openclipart"
+    """Reader of the published files."""
+    name: str | None = None
+    """Name of the dataset; null takes the source's. Names the folder under work/."""
+    root: str | None = None
+    """Folder of the published files. Null is allowed for openclipart (fetched with apt-get) and synthetic (drawn)."""
+    manifest: str | None = None
+    """File with one's own pairs (source manifest): CSV, TSV, JSONL or Parquet with columns image and text."""
+    language: str = "en"
+    """Language of the texts, ISO 639-1: decides word and sentence segmentation and stop words."""
+    near_duplicates: bool | None = None
+    """Drop near-duplicate texts with MinHash. Null: yes, except where the dataset publishes its splits."""
+    near_duplicate_threshold: float = 0.8
+    """Estimated Jaccard similarity of two texts' word 3-grams from which the later one is dropped."""
+    val_share: float = 0.1
+    """Share of the images in val where no split is published, or of the train images where only train and test are."""
+    test_share: float = 0.1
+    """Share of the images in test where no split is published."""
+    check_images: Literal["decode", "header"] = "decode"
+    """Decode every image once at preparation, or read only its header."""
+    max_pixels: int = 400_000_000
+    """Images with more pixels are rejected."""
+    synthetic: Synthetic = field(default_factory=Synthetic)
+    """Settings of the made-up dataset."""
+
+
+@dataclass
+class Text:
+    """From text to words (steps 1 and 2)."""
+
+    max_sentences: int | None = 2
+    """Sentences of a text that are used, from its beginning; null uses all."""
+    min_word_length: int | None = None
+    """Shorter words are dropped; null means 3 for languages written with spaces and 1 for Chinese."""
+    stop_words: bool = True
+    """Drop the language's stop words."""
+    max_words: int | None = None
+    """Words of a text that the cross-modal model reads; null reads all."""
+
+
+@dataclass
+class Doc2Vec:
+    """The text space Omega in which neighbors are looked up (steps 1 and 2)."""
+
+    vector_size: int = 200
+    """Dimensions of document and word vectors."""
+    mode: Literal["pv_dm", "pv_dbow"] = "pv_dm"
+    """Distributed memory as in the paper, or distributed bag of words (better on small corpora)."""
+    dbow_words: bool = True
+    """With pv_dbow: train word vectors too, which the text encoder starts from."""
+    hierarchical_softmax: bool = True
+    """Hierarchical softmax as in the paper."""
+    negative: int = 0
+    """Noise words of negative sampling; 0 is none."""
+    window: int = 20
+    """Words looked at on each side."""
+    min_count: int = 20
+    """Words seen less often in the train texts are ignored."""
+    epochs: int = 20
+    """Passes over the train texts."""
+    learning_rate: float = 0.025
+    """First learning rate, falling linearly."""
+    inference_epochs: int | None = None
+    """Steps of inference for one text; null takes epochs."""
+
+
+@dataclass
+class Neighbors:
+    """Semantic neighbors of the train pairs (step 3), and how training draws one (step 4)."""
+
+    space: Literal["doc2vec", "images"] = "doc2vec"
+    """Space of the neighbors: Doc2Vec's, or pretrained image features' (OURS (Img NNs))."""
+    k: int = 200
+    """Nearest neighbors kept for each pair."""
+    method: Literal["auto", "exact", "hnsw"] = "auto"
+    """Exact search, HNSW through nmslib, or whichever is faster at this size."""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """Distance in the space."""
+    min_recall: float = 0.95
+    """HNSW's query effort is raised until this share of the true neighbors is found."""
+    recall_sample: int = 1000
+    """Rows on which that share is measured against exact search."""
+    hnsw_m: int = 16
+    """HNSW: links a node."""
+    hnsw_ef_construction: int = 200
+    """HNSW: candidate list while building."""
+    draw: Literal["neighbors", "anywhere"] = "neighbors"
+    """Positive of L_img and L_text: from the neighbors, or, as a control, from the whole train split."""
+    draw_from: int | None = None
+    """Draw only from the first so many neighbors (authors' code: 10); null draws from all k."""
+
+
+@dataclass
+class ImageEncoder:
+    """The image stream."""
+
+    backbone: str = "resnet50"
+    """A torchvision classification model by name, or efficientnet_lite0."""
+    weights: str = "imagenet"
+    """imagenet (downloaded by torchvision, in its package for efficientnet_lite0), none (Xavier), or a file's path."""
+    trainable: bool = True
+    """Fine-tune the backbone; false freezes it in eval mode."""
+    cache_features: bool = True
+    """With a frozen backbone: compute its features once, of each image and its mirror image."""
+    size: int = 224
+    """Images are resized to size x size, without cropping."""
+
+
+@dataclass
+class TextEncoder:
+    """The text stream."""
+
+    encoder: Literal["gru", "bag_of_words"] = "gru"
+    """A GRU over the words, or the mean of their embeddings."""
+    hidden_size: int = 512
+    """GRU's hidden state."""
+    dropout: float = 0.0
+    """Dropout on the word embeddings (gru) or on their mean (bag_of_words)."""
+    word_vectors: Literal["doc2vec", "random"] = "doc2vec"
+    """What the word embeddings start from."""
+
+
+@dataclass
+class Model:
+    """The two-stream model."""
+
+    dimensions: int = 256
+    """Dimensions of the joint space."""
+    image: ImageEncoder = field(default_factory=ImageEncoder)
+    """Image stream."""
+    text: TextEncoder = field(default_factory=TextEncoder)
+    """Text stream."""
+
+
+@dataclass
+class Loss:
+    """The N-pairs loss that all four terms are made of."""
+
+    base: Literal["angular", "triplet"] = "angular"
+    """Eq. 2 or Eq. 1 of the paper."""
+    form: Literal["logsumexp", "hinge"] = "logsumexp"
+    """Angular N-pairs as in Wang et al. 2017, or the paper's Eq. 2 and 3 to the letter."""
+    tan_squared_alpha: float | None = None
+    """tan^2 of the angle; null takes 1 for logsumexp and 0.2 for hinge (which has no gradient from 1/3 on)."""
+    margin: float = 0.2
+    """Margin of the triplet loss."""
+    tile_negatives: bool = False
+    """Count every negative B times, as the authors' published code does by tiling (logsumexp only)."""
+
+
+@dataclass
+class Training:
+    """The training loop (step 4)."""
+
+    batch_size: int = 64
+    """Pairs in a minibatch."""
+    learning_rate: float = 1e-4
+    """Adam's learning rate."""
+    weight_decay: float = 1e-5
+    """Adam's L2 penalty."""
+    max_epochs: int = 100
+    """Epochs at most."""
+    decay_patience: int = 5
+    """Epochs without lower validation loss after which the learning rate is decayed."""
+    decay_factor: float = 0.1
+    """Factor of that decay."""
+    stop_patience: int = 10
+    """Epochs without lower validation loss after which training stops."""
+    horizontal_flip: bool = True
+    """Mirror each train image with probability 1/2."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 runs the model under autocast; the losses stay in float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU where there is one."""
+    workers: int = 2
+    """Processes that decode images."""
+    log_every: int = 10
+    """Steps between two points of the training curves."""
+
+
+@dataclass
+class Evaluation:
+    """What is measured on the test split (step 5)."""
+
+    split: Literal["test", "val"] = "test"
+    """Split to measure on."""
+    kway: list[int] = field(default_factory=lambda: [5, 20])
+    """k of the k-way Recall@1."""
+    sampled_repeats: int = 10
+    """Draws a query of the paper's sampled k-way task, kept as a check on the exact expectation; 0 leaves it out."""
+    recall_at: list[int] = field(default_factory=lambda: [1, 5, 10])
+    """K of the full-gallery Recall@K."""
+    preservation_k: int = 200
+    """Neighbors compared by neighborhood preservation, beside 1 % of the gallery."""
+    bootstrap: int = 1000
+    """Resamples of the 95 % intervals."""
+    batch_size: int = 256
+    """Images or texts embedded at a time."""
+
+
+@dataclass
+class Settings:
+    """All settings."""
+
+    seed: int = 0
+    """Seeds all that is random."""
+    deterministic: bool = False
+    """The same files bit for bit from the same command on the same machine; costs cores in steps 1 and 3."""
+    work: str | None = None
+    """Folder of everything written; null is work/<dataset.name>."""
+    features: str | None = None
+    """Folder of cached image features; null is <work>/features. Runs on several splits of a dataset can share it."""
+    dataset: Dataset = field(default_factory=Dataset)
+    """Step 0."""
+    text: Text = field(default_factory=Text)
+    """Steps 1 and 2."""
+    doc2vec: Doc2Vec = field(default_factory=Doc2Vec)
+    """Steps 1 and 2."""
+    neighbors: Neighbors = field(default_factory=Neighbors)
+    """Steps 3 and 4."""
+    model: Model = field(default_factory=Model)
+    """Step 4."""
+    loss: Loss = field(default_factory=Loss)
+    """Step 4."""
+    training: Training = field(default_factory=Training)
+    """Step 4."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """Step 5."""
+
+    @property
+    def work_folder(self) -> Path:
+        """WORK, the folder that every step reads from and writes to."""
+        return Path(self.work) if self.work else Path("work") / (self.dataset.name or self.dataset.source)
+
+    @property
+    def features_folder(self) -> Path:
+        """Folder of cached image features."""
+        return Path(self.features) if self.features else self.work_folder / "features"
+
+
+# Mistakes
+
+
+def mistakes(settings: Settings) -> list[str]:
+    """What is wrong with the values of `settings`, a sentence each; empty where nothing is."""
+    found = []
+
+    def demand(name: str, fine: Callable[[Any], bool], wanted: str) -> None:
+        value = get(settings, name)
+        if value is not None and not fine(value):
+            found.append(f"{name} is {value!r} and must be {wanted}")
+
+    for name in [
+        "dataset.max_pixels",
+        "dataset.synthetic.topics",
+        "dataset.synthetic.motifs",
+        "dataset.synthetic.motifs_per_topic",
+        "text.max_sentences",
+        "text.min_word_length",
+        "text.max_words",
+        "doc2vec.vector_size",
+        "doc2vec.window",
+        "doc2vec.min_count",
+        "doc2vec.epochs",
+        "doc2vec.inference_epochs",
+        "neighbors.k",
+        "neighbors.recall_sample",
+        "neighbors.hnsw_m",
+        "neighbors.hnsw_ef_construction",
+        "neighbors.draw_from",
+        "model.dimensions",
+        "model.image.size",
+        "model.text.hidden_size",
+        "training.batch_size",
+        "training.max_epochs",
+        "training.decay_patience",
+        "training.stop_patience",
+        "training.log_every",
+        "evaluation.preservation_k",
+        "evaluation.bootstrap",
+        "evaluation.batch_size",
+    ]:
+        demand(name, lambda value: value >= 1, "at least 1")
+    for name in ("doc2vec.negative", "training.workers", "training.weight_decay", "evaluation.sampled_repeats", "seed"):
+        demand(name, lambda value: value >= 0, "at least 0")
+    for name in ("doc2vec.learning_rate", "loss.tan_squared_alpha", "loss.margin", "training.learning_rate"):
+        demand(name, lambda value: value > 0, "above 0")
+    for name in ("dataset.near_duplicate_threshold", "neighbors.min_recall"):
+        demand(name, lambda value: 0 < value <= 1, "above 0 and at most 1")
+    for name in ("dataset.val_share", "dataset.test_share", "training.decay_factor"):
+        demand(name, lambda value: 0 < value < 1, "between 0 and 1")
+    demand("dataset.synthetic.literalness", lambda value: 0 <= value <= 1, "from 0 to 1")
+    demand("dataset.synthetic.pairs", lambda value: value >= 10, "at least 10")
+    demand("model.text.dropout", lambda value: 0 <= value < 1, "at least 0 and below 1")
+    demand("evaluation.kway", lambda ks: ks and all(k >= 2 for k in ks), "one or more numbers from 2 on")
+    demand("evaluation.recall_at", lambda ks: ks and all(k >= 1 for k in ks), "one or more numbers from 1 on")
+
+    if settings.dataset.val_share + settings.dataset.test_share >= 1:
+        found.append("dataset.val_share and dataset.test_share leave nothing to train on")
+    if settings.dataset.synthetic.motifs_per_topic > settings.dataset.synthetic.motifs:
+        found.append("dataset.synthetic.motifs_per_topic is larger than dataset.synthetic.motifs")
+    if not settings.doc2vec.hierarchical_softmax and settings.doc2vec.negative == 0:
+        found.append("doc2vec needs hierarchical_softmax: true or negative above 0")
+    if settings.loss.tile_negatives and (settings.loss.base, settings.loss.form) != ("angular", "logsumexp"):
+        found.append("loss.tile_negatives goes with loss.base angular and loss.form logsumexp")
+    if settings.dataset.source == "manifest" and not settings.dataset.manifest:
+        found.append("dataset.source manifest needs dataset.manifest, the file with the pairs")
+    if settings.dataset.source == "wikipedia" and not settings.dataset.root:
+        found.append("dataset.source wikipedia needs dataset.root, the folder with texts/, images/ and the .list files")
+    return found
+
+
+# Reading and writing
+
+
+def get(settings: Settings, name: str) -> Any:
+    """The setting of a dotted name, such as `training.batch_size`."""
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """All settings by dotted name, in the order in which they are declared."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def select(settings: Settings, prefixes: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that are named by, or lie in a section named by, one of `prefixes`."""
+    return {
+        name: value
+        for name, value in flatten(settings).items()
+        if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+    }
+
+
+def _unknown_keys(tree: dict[str, Any], known: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        is_section = any(other.startswith(name + ".") for other in known)
+        if isinstance(value, dict) and is_section:
+            yield from _unknown_keys(value, known, name + ".")
+        elif name not in known and not (is_section and value is None):
+            yield name
+
+
+def _nearest(name: str, known: dict[str, Any]) -> str:
+    """A hint at the known setting that looks most like `name`: in its own section first, then by its last part."""
+    section, _, last = name.rpartition(".")
+    siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
+    by_last = {other.rpartition(".")[2]: other for other in reversed(known)}
+    for candidates in (siblings, by_last):
+        if close := difflib.get_close_matches(last, candidates, n=1, cutoff=0.6):
+            return f"; did you mean {candidates[close[0]]}?"
+    return "; --help lists all settings"
+
+
+class _Parser(ArgumentParser):
+    """jsonargparse's parser, with mistakes told in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(str(message).split())
+        if "unrecognized arguments:" in text:
+            word = text.split("unrecognized arguments:", 1)[1].split()[0]
+            name = word.lstrip("-").split("=")[0]
+            text = f"no setting is called {name}" if word.startswith("--") else f"{word} is one argument too many"
+            text += _nearest(name, flatten(Settings())) if word.startswith("--") else "; see --help"
+        sys.stderr.write(f"{self.prog}: {text}\n")
+        sys.exit(2)
+
+
+def make_parser(description: str | None) -> ArgumentParser:
+    """A command line with `--config` and one flag a setting; scripts add their own arguments to it.
+
+    `description` is the script's docstring: its first paragraph is shown by `--help`.
+    """
+    parser = _Parser(description=(description or "").strip(), usage="%(prog)s [options]")
+    parser.add_argument("--config", action="config", help="YAML file with settings (default: configs/openclipart.yaml)")
+    parser.add_class_arguments(Settings, None)
+    return parser
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The settings tree in a YAML file.
+
+    Raises UserError where there is no such file, it is no YAML mapping, or it names a setting that does not exist.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(
+            f"cannot read the config {path}: {error.strerror}; name a file such as {DEFAULT_CONFIG}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the config {path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"the config {path} must hold settings by name, such as `seed: 0`")
+    known = flatten(Settings())
+    wrong = [f"{name}{_nearest(name, known)}" for name in _unknown_keys(tree, known)]
+    if wrong:
+        raise UserError(f"{path} names no setting with {' and '.join(wrong)}")
+    return tree
+
+
+def parse_settings(
+    parser: ArgumentParser, argv: list[str] | None = None, base: Settings | None = None
+) -> tuple[Settings, Settings, Any]:
+    """Settings of this call, settings before its flags, and all parsed arguments.
+
+    What stands before the flags is the config file, or `base` where it is given, as for what belongs to a trained run.
+    Raises UserError that lists every wrong value at once.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    named = peek(argv, "--config")
+    if base is not None:
+        parser.set_defaults(flatten(base))
+    elif not named:
+        named = [str(DEFAULT_CONFIG)]
+        argv = ["--config", named[0], *argv]
+    if not {"-h", "--help"} & set(argv):
+        for path in named:
+            read_yaml(path)
+    arguments = parser.parse_args(argv)
+    settings = to_settings(arguments)
+    if found := mistakes(settings):
+        raise UserError("; ".join(found))
+    return settings, base or load_settings(*named), arguments
+
+
+def peek(argv: list[str], flag: str) -> list[str]:
+    """The values given with `flag`, before the command line is parsed in earnest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, dest="values", action="append", nargs="?", default=[])
+    return [value for value in parser.parse_known_args(argv)[0].values if value]
+
+
+def to_settings(arguments: Any) -> Settings:
+    """The Settings among parsed arguments."""
+
+    def build(kind: type, values: Any) -> Any:
+        return kind(
+            **{
+                item.name: build(item.type, values[item.name])
+                if dataclasses.is_dataclass(item.type)
+                else values[item.name]
+                for item in dataclasses.fields(kind)
+            }
+        )
+
+    return build(Settings, arguments)
+
+
+def load_settings(*sources: str | Path | dict[str, Any]) -> Settings:
+    """Settings from YAML files, or trees already read, over the defaults; later ones win.
+
+    Raises UserError as `read_yaml` does.
+    """
+    parser = _Parser()
+    parser.add_class_arguments(Settings, None)
+    values = parser.get_defaults()
+    for source in sources:
+        tree = source if isinstance(source, dict) else read_yaml(source)
+        values = parser.parse_object(tree, cfg_base=values)
+    return to_settings(values)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a user's mistake ends in one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: interrupted\n")
+        sys.exit(130)

@@ -1,0 +1,61 @@
+"""The pair table, `pairs.parquet`: one row an image-text pair; a row's number is the pair's number everywhere else."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from artifacts import written_whole
+from config import UserError
+
+SPLITS = ("train", "val", "test")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image_path", pa.string(), nullable=False),  # relative to the dataset's root
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("category", pa.string()),  # null where there is none
+        pa.field("split", pa.string(), nullable=False),
+    ],
+)
+
+
+def write_pairs(path: Path, batches: Iterable[pa.RecordBatch], root: Path) -> None:
+    """Write the pair table, whole; `root` is the folder that image paths are relative to, kept in the file's metadata."""
+    schema = SCHEMA.with_metadata({"root": str(root)})
+    with written_whole(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+
+
+def read_pairs(work: Path, columns: list[str] | None = None) -> pa.Table:
+    """Columns of WORK's pair table (all of them by default); raises UserError where it is missing or broken."""
+    path = work / "pairs.parquet"
+    try:
+        return pq.read_table(path, columns=columns)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; run prepare_dataset.py first") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; run prepare_dataset.py again") from None
+
+
+def image_root(work: Path) -> Path:
+    """The folder that the table's image paths are relative to."""
+    try:
+        return Path(pq.read_schema(work / "pairs.parquet").metadata[b"root"].decode())
+    except (OSError, pa.ArrowException, KeyError, TypeError):
+        raise UserError(f"cannot read {work / 'pairs.parquet'}; run prepare_dataset.py (again)") from None
+
+
+def rows_of_split(pairs: pa.Table, split: str) -> np.ndarray:
+    """Numbers of the pairs in `split` (int64, ascending)."""
+    return np.flatnonzero(np.asarray(pairs["split"].to_numpy(zero_copy_only=False) == split))
+
+
+def distinct(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """A column of strings as numbers (int64, one a row) into the list of its distinct values, in order of appearance."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
