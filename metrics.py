@@ -1,0 +1,436 @@
+"""Metrics of retrieval: embeddings in, plain numbers out.
+
+Embeddings are numpy arrays or torch tensors (on the CPU or a GPU, where the work is then done); row i of `queries` is
+paired with row i of `targets`, and rows of equal `groups` belong to the same image. Closeness is Euclidean distance:
+q·t − ‖t‖²/2 ranks targets as −‖q − t‖ does, and for L2-normalised embeddings as the inner product. Score matrices are
+computed in float32, block by block.
+
+Ties matter (a collapsed model must not score), and a matrix product may round equal columns differently, so every
+distinct vector is scored once: equal vectors have exactly equal scores.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Matrix = np.ndarray | Tensor
+Labels = np.ndarray | Tensor | Sequence[int] | Sequence[str]
+
+BLOCK_SCORES = 2**24  # scores in memory at once: 64 MiB
+
+
+# --- k-way Recall@1 --------------------------------------------------------------------------------------------------
+
+
+def kway_recall_at_1(queries: Matrix, targets: Matrix, k: int, groups: Labels | None = None) -> float:
+    """k-way Recall@1 (Thomas & Kovashka, ECCV 2020, Sec. 4.3), its expectation over the draw of the k − 1 negatives.
+
+    The mean of `kway_success_probabilities`, with the same arguments and errors.
+    """
+    return float(kway_success_probabilities(queries, targets, k, groups).mean())
+
+
+def kway_success_probabilities(queries: Matrix, targets: Matrix, k: int, groups: Labels | None = None) -> np.ndarray:
+    """Per query, the probability that its pair is closer than k − 1 negatives drawn without replacement: (n,) float64.
+
+    With r of N possible negatives at least as close as the pair (a tie is a miss): C(N − r, k − 1) / C(N, k − 1). The
+    possible negatives are the items of the other groups; target rows of one group that hold the same vector are one
+    item, so that an image of five captions is one candidate. Where N < k − 1, all N are drawn.
+
+    queries, targets: (n, d). groups: (n,), None for all different. Raises ValueError for other shapes, values that are
+    not finite, k < 2, and where a query has no possible negative.
+    """
+    queries, gallery, groups = _retrieval(queries, targets, groups)
+    possible = gallery.possible_negatives(groups)
+    _check_kway(k, possible)
+    closer = gallery.closer_negatives(queries, groups, gallery.column)
+    probabilities = np.ones(len(queries))
+    # C(N − r, k − 1) / C(N, k − 1) = Π_i (N − r − i) / (N − i): one draw after the other passes the r by.
+    for drawn in range(min(k - 1, possible.max())):
+        left = possible - drawn
+        probabilities *= np.where(left > 0, np.maximum(left - closer, 0) / np.maximum(left, 1), 1.0)
+    return probabilities
+
+
+def sampled_kway_recall_at_1(
+    queries: Matrix, targets: Matrix, k: int, groups: Labels | None = None, *, repeats: int, seed: int
+) -> float:
+    """k-way Recall@1 as the paper samples it, averaged over `repeats` draws: a check of `kway_recall_at_1`.
+
+    Arguments and errors as there; ValueError also for repeats < 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    queries, gallery, groups = _retrieval(queries, targets, groups)
+    possible = gallery.possible_negatives(groups)
+    _check_kway(k, possible)
+    start, stop = gallery.own_items(groups)
+    rng = np.random.default_rng(seed)
+    hits = 0
+    for _ in range(repeats):
+        drawn = _draw_without_replacement(rng, possible, k - 1)
+        item = drawn + np.where(drawn >= start[:, None], (stop - start)[:, None], 0)  # a query's own items are skipped
+        column = np.column_stack([gallery.column, gallery.item_column[item]])
+        for rows in _blocks(len(queries), k * queries.shape[1]):
+            distances = (gallery.vectors[column[rows]] - queries[rows, None]).square().sum(dim=2).cpu().numpy()
+            lost = (distances[:, 1:] <= distances[:, :1]) & (drawn[rows] >= 0)
+            hits += int((~lost.any(axis=1)).sum())
+    return hits / (repeats * len(queries))
+
+
+def _check_kway(k: int, possible: np.ndarray) -> None:
+    if k < 2:
+        raise ValueError(f"k must be at least 2, got {k}")
+    if possible.min() == 0:
+        raise ValueError(f"query {int(possible.argmin())} has no possible negative: all targets are of its group")
+
+
+def _draw_without_replacement(rng: np.random.Generator, population: np.ndarray, size: int) -> np.ndarray:
+    """(n, size) different numbers below population[i] a row, in Floyd's way; −1 once the population is used up."""
+    draws = np.minimum(population, size)
+    drawn = np.full((len(population), size), -1)
+    for step in range(size):
+        newest = population - draws + step
+        number = rng.integers(newest + 1)
+        repeated = (drawn[:, :step] == number[:, None]).any(axis=1)
+        drawn[:, step] = np.where(step < draws, np.where(repeated, newest, number), -1)
+    return drawn
+
+
+# --- Recall@K over the full gallery ----------------------------------------------------------------------------------
+
+
+def recall_at_k(queries: Matrix, targets: Matrix, ks: Sequence[int], groups: Labels | None = None) -> dict[str, float]:
+    """Recall@K as a share and the median rank over the full gallery, {"R@1": …, "R@5": …, "R@10": …, "median_rank": …}.
+
+    As VSE++ (Faghri et al., BMVC 2018) evaluates, down to the median rank that is rounded down. Arguments and errors as
+    for `best_ranks`; ValueError also for a K below 1.
+    """
+    if any(k < 1 for k in ks):
+        raise ValueError(f"every K must be at least 1, got {list(ks)}")
+    ranks, _ = best_ranks(queries, targets, groups)
+    recalls = {f"R@{k}": float((ranks <= k).mean()) for k in ks}
+    return {**recalls, "median_rank": float(np.floor(np.median(ranks)))}
+
+
+def best_ranks(queries: Matrix, targets: Matrix, groups: Labels | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of every query's best-ranked own target among all targets, from 1, and the query's group.
+
+    Query rows of one group that hold the same vector are one query, target rows likewise one item. Ties are
+    pessimistic: items of other groups at the same distance count as ahead.
+
+    queries, targets: (n, d). groups: (n,), None for all different. Returns two arrays of the length of the distinct
+    queries, ordered by group. Raises ValueError for other shapes and values that are not finite.
+    """
+    labels = np.arange(len(queries)) if groups is None else _array(groups)
+    queries, gallery, groups = _retrieval(queries, targets, groups)
+    first, column = _distinct(queries)
+    query_group, query_column = _items(groups, column)
+    ranks = 1 + gallery.closer_negatives(queries[first[query_column]], query_group)
+    return ranks, np.unique(labels)[query_group]
+
+
+# --- Neighborhood preservation ---------------------------------------------------------------------------------------
+
+
+def neighborhood_preservation(embeddings: Matrix, reference: Matrix, k: int = 200) -> float:
+    """Mean share of the k nearest neighbors in `reference` that are also among the k nearest in `embeddings`.
+
+    The paper's Sec. 4.3, Table 3. The mean of `preserved_shares`, with the same arguments and errors.
+    """
+    return float(preserved_shares(embeddings, reference, k).mean())
+
+
+def preserved_shares(embeddings: Matrix, reference: Matrix, k: int = 200) -> np.ndarray:
+    """Per item, |Ψ_M ∩ Ψ_Ω| / |Ψ_Ω|: the share of its k nearest in `reference` kept in `embeddings`. (n,) float64.
+
+    An item is no neighbor of its own. Where several are tied at the k-th place (many texts may be the same
+    boilerplate), the share is its expectation over breaking these ties at random.
+
+    embeddings: (n, d), reference: (n, d'), rows aligned; k above n − 1 is taken as n − 1. Raises ValueError for other
+    shapes, values that are not finite, k < 1 and n < 2.
+    """
+    spaces = [_matrix(embeddings, "embeddings"), _matrix(reference, "reference")]
+    n = len(spaces[0])
+    if len(spaces[1]) != n:
+        raise ValueError(f"embeddings and reference must have as many rows, got {n} and {len(spaces[1])}")
+    _check_neighbors(n, k)
+    k = min(k, n - 1)
+    galleries = [_Gallery(space) for space in spaces]
+    shares = np.empty(n)
+    for rows in _blocks(n, n):
+        belongs = [_neighbors(gallery, space, rows, k) for gallery, space in zip(galleries, spaces, strict=True)]
+        shares[rows] = (belongs[0] * belongs[1]).sum(dim=1).cpu().numpy() / k
+    return shares
+
+
+def preservation_chance(n: int, k: int = 200) -> float:
+    """What `neighborhood_preservation` expects of unrelated spaces over n items: k / (n − 1). ValueError as there."""
+    _check_neighbors(n, k)
+    return min(k, n - 1) / (n - 1)
+
+
+def _check_neighbors(n: int, k: int) -> None:
+    if n < 2 or k < 1:
+        raise ValueError(f"neighbors need at least two items and k of at least 1, got n = {n} and k = {k}")
+
+
+def _neighbors(gallery: "_Gallery", vectors: Tensor, rows: slice, k: int) -> Tensor:
+    """Probability of every item to be among the k nearest of the rows' items, (rows, n): 0 or 1 but for ties."""
+    scores = gallery.row_scores(vectors[rows])
+    scores.diagonal(rows.start).fill_(-math.inf)
+    nearest = scores.topk(k + 1, dim=1).values
+    belongs = (scores >= nearest[:, k - 1 : k]).float()
+    # Only where the next one is as near as the k-th do several share the places that are left.
+    for row in (nearest[:, k] == nearest[:, k - 1]).nonzero()[:, 0].tolist():
+        tied = scores[row] == nearest[row, k]
+        belongs[row, tied] = (nearest[row, :k] == nearest[row, k]).sum() / tied.sum()
+    return belongs
+
+
+# --- Mean average precision ------------------------------------------------------------------------------------------
+
+
+def mean_average_precision(queries: Matrix, targets: Matrix, query_labels: Labels, target_labels: Labels) -> float:
+    """mAP over the whole ranking, a target being relevant where its label is the query's.
+
+    The mean of `average_precisions` over the queries that have a relevant target, with the same arguments and errors;
+    ValueError also where no query has one.
+    """
+    precisions = average_precisions(queries, targets, query_labels, target_labels)
+    if np.isnan(precisions).all():
+        raise ValueError("no query has a relevant target")
+    return float(np.nanmean(precisions))
+
+
+def average_precisions(queries: Matrix, targets: Matrix, query_labels: Labels, target_labels: Labels) -> np.ndarray:
+    """Per query, average precision over all targets, NaN where none is relevant: (n,) float64.
+
+    The mean, over the relevant targets, of the precision among all targets at least as close: a tie counts at its end,
+    as in scikit-learn's average_precision_score.
+
+    queries: (n, d), targets: (m, d), query_labels: (n,), target_labels: (m,), integers or strings. Raises ValueError
+    for other shapes and values that are not finite.
+    """
+    queries, targets = _matrix(queries, "queries"), _matrix(targets, "targets")
+    query_labels, target_labels = _array(query_labels), _array(target_labels)
+    if queries.shape[1] != targets.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, targets {targets.shape[1]}")
+    if query_labels.shape != (len(queries),) or target_labels.shape != (len(targets),):
+        expected = f"({len(queries)},) and ({len(targets)},)"
+        raise ValueError(f"labels must be {expected}, got {query_labels.shape} and {target_labels.shape}")
+    gallery = _Gallery(targets)
+    precisions = np.full(len(queries), np.nan)
+    for label in np.intersect1d(query_labels, target_labels):
+        of_label = np.flatnonzero(query_labels == label)
+        relevant = torch.from_numpy(np.flatnonzero(target_labels == label)).to(targets.device)
+        for rows in _blocks(len(of_label), len(targets)):
+            scores = gallery.row_scores(queries[of_label[rows]])
+            relevant_scores = _sorted(scores[:, relevant])
+            at_least_as_close = len(targets) - torch.searchsorted(_sorted(scores), relevant_scores)
+            relevant_among_them = len(relevant) - torch.searchsorted(relevant_scores, relevant_scores)
+            precisions[of_label[rows]] = (relevant_among_them.double() / at_least_as_close).mean(dim=1).cpu().numpy()
+    return precisions
+
+
+def _sorted(scores: Tensor) -> Tensor:
+    """Rows in ascending order."""
+    if scores.device.type != "cpu":
+        return scores.sort(dim=1).values
+    return torch.from_numpy(np.sort(scores.numpy(), axis=1))  # carries no indices: twice as fast as torch's
+
+
+# --- Intervals -------------------------------------------------------------------------------------------------------
+
+
+def bootstrap_interval(
+    values: Matrix | Sequence[float],
+    groups: Labels | None = None,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values`, (low, high).
+
+    Whole groups are drawn, with all of their values (a cluster bootstrap), because the captions of one image are not
+    independent. values: (n,). groups: (n,), None for all different. Raises ValueError for other shapes, no values,
+    values that are not finite, resamples < 1 and a confidence outside (0, 1).
+    """
+    values = _array(values).astype(np.float64)
+    groups = _group_codes(groups, len(values))
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError(f"values must be (n,), n > 0, and finite, got shape {values.shape}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    _check_confidence(confidence)
+    sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for i in range(resamples):
+        drawn = rng.integers(len(sums), size=len(sums))
+        means[i] = sums[drawn].sum() / counts[drawn].sum()
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def paired_t_interval(differences: Sequence[float] | Matrix, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of paired differences (one a seed) with its Student t interval, (mean, low, high).
+
+    differences: (n,). Raises ValueError for other shapes, n < 2, values that are not finite and a confidence outside
+    (0, 1).
+    """
+    differences = _array(differences).astype(np.float64)
+    if differences.ndim != 1 or len(differences) < 2 or not np.isfinite(differences).all():
+        raise ValueError(f"differences must be (n,), n > 1, and finite, got shape {differences.shape}")
+    _check_confidence(confidence)
+    n = len(differences)
+    mean = float(differences.mean())
+    half_width = _t_quantile(confidence, n - 1) * float(differences.std(ddof=1)) / math.sqrt(n)
+    return mean, mean - half_width, mean + half_width
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+
+
+def _t_quantile(confidence: float, df: int) -> float:
+    """t with P(|T| < t) = confidence for Student's T with df degrees of freedom.
+
+    With t = √df tan θ that probability is a finite sum for every whole df (Abramowitz & Stegun 26.7.3 and 26.7.4) and
+    grows with θ, so bisection finds it, without scipy.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        theta = (low + high) / 2
+        term = math.cos(theta) if df % 2 else 1.0
+        series = term if df > 1 else 0.0
+        for j in range(2 + df % 2, df - 1, 2):
+            term *= (j - 1) / j * math.cos(theta) ** 2
+            series += term
+        probability = math.sin(theta) * series
+        if df % 2:
+            probability = 2 / math.pi * (theta + probability)
+        low, high = (theta, high) if probability < confidence else (low, theta)
+    return math.sqrt(df) * math.tan(low)
+
+
+# --- Galleries and inputs --------------------------------------------------------------------------------------------
+
+
+class _Gallery:
+    """Targets to be scored: every distinct vector once (a column), and the items, the distinct (group, column)."""
+
+    def __init__(self, targets: Tensor, groups: np.ndarray | None = None) -> None:
+        first, self.column = _distinct(targets)
+        if len(first) == len(targets):
+            self.vectors, self.column = targets, np.arange(len(targets))  # in their order: nothing to gather later
+        else:
+            self.vectors = targets[first]
+        self.half_squared_norms = self.vectors.square().sum(dim=1) / 2
+        if groups is not None:
+            self.item_group, self.item_column = _items(groups, self.column)
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """(b, columns), the higher the closer."""
+        return torch.addmm(-self.half_squared_norms, queries, self.vectors.T)
+
+    def row_scores(self, queries: Tensor) -> Tensor:
+        """(b, target rows)."""
+        scores = self.scores(queries)
+        if scores.shape[1] == len(self.column):
+            return scores
+        return scores[:, torch.from_numpy(self.column).to(scores.device)]
+
+    def own_items(self, query_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the items of every query's group start and stop."""
+        return np.searchsorted(self.item_group, query_groups), np.searchsorted(self.item_group, query_groups, "right")
+
+    def possible_negatives(self, query_groups: np.ndarray) -> np.ndarray:
+        """How many items of other groups there are, per query."""
+        start, stop = self.own_items(query_groups)
+        return len(self.item_group) - (stop - start)
+
+    def closer_negatives(
+        self, queries: Tensor, query_groups: np.ndarray, pair_column: np.ndarray | None = None
+    ) -> np.ndarray:
+        """How many items of other groups are at least as close as the pair, per query.
+
+        pair_column: the column of every query's pair; None for the closest item of the query's group.
+        """
+        device = queries.device
+        start, stop = self.own_items(query_groups)
+        items_of_column = torch.from_numpy(np.bincount(self.item_column)).to(device, torch.float32)
+        closer = np.empty(len(queries), dtype=np.int64)
+        for rows in _blocks(len(queries), len(self.vectors)):
+            scores = self.scores(queries[rows])
+            own = stop[rows] - start[rows]
+            row = torch.from_numpy(np.repeat(np.arange(len(own)), own)).to(device)
+            item = np.arange(own.sum()) - np.repeat(own.cumsum() - own - start[rows], own)
+            own_scores = scores[row, torch.from_numpy(self.item_column[item]).to(device)]
+            if pair_column is None:
+                pair = scores.new_full((len(own),), -math.inf).scatter_reduce(0, row, own_scores, "amax")
+            else:
+                pair = scores.gather(1, torch.from_numpy(pair_column[rows, None]).to(device))[:, 0]
+            at_least_as_close = (scores >= pair[:, None]).float() @ items_of_column
+            at_least_as_close.index_add_(0, row, (own_scores >= pair[row]).float(), alpha=-1)
+            closer[rows] = at_least_as_close.cpu().numpy()
+        return closer
+
+
+def _retrieval(queries: Matrix, targets: Matrix, groups: Labels | None) -> tuple[Tensor, _Gallery, np.ndarray]:
+    queries, targets = _matrix(queries, "queries"), _matrix(targets, "targets")
+    if queries.shape != targets.shape:
+        raise ValueError(
+            f"queries and targets must be pairs, (n, d) both, got {tuple(queries.shape)} and {tuple(targets.shape)}"
+        )
+    codes = _group_codes(groups, len(queries))
+    return queries, _Gallery(targets, codes), codes
+
+
+def _matrix(x: Matrix, name: str) -> Tensor:
+    # A copy, because torch warns of the read-only arrays that memory-mapping gives.
+    x = x.detach().float() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float32))
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name} must be (n, d), got {tuple(x.shape)}")
+    if not x.isfinite().all():  # no negative is closer than a NaN pair: recall would be perfect
+        raise ValueError(f"{name} hold values that are not finite")
+    return x
+
+
+def _array(x: np.ndarray | Tensor | Sequence) -> np.ndarray:
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+def _group_codes(groups: Labels | None, n: int) -> np.ndarray:
+    if groups is None:
+        return np.arange(n)
+    groups = _array(groups)
+    if groups.shape != (n,):
+        raise ValueError(f"groups must be ({n},), got {groups.shape}")
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _distinct(vectors: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """First row of every distinct vector, and for every row the number of its vector among them."""
+    rows = np.ascontiguousarray((vectors + 0.0).cpu().numpy())  # −0 becomes 0: vectors are equal as bytes are
+    as_bytes = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
+    _, first, number = np.unique(as_bytes, return_index=True, return_inverse=True)
+    return first, number
+
+
+def _items(groups: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Group and column of every distinct (group, column), ordered by group."""
+    number_of_columns = int(columns.max()) + 1
+    return np.divmod(np.unique(groups * number_of_columns + columns), number_of_columns)
+
+
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    """Slices over n rows of `width` numbers, BLOCK_SCORES numbers at most (one row at least)."""
+    step = max(1, BLOCK_SCORES // width)
+    for start in range(0, n, step):
+        yield slice(start, start + step)

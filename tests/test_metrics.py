@@ -1,0 +1,516 @@
+"""metrics.py against plain loops, enumeration, sampling, scikit-learn and scipy."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+import metrics
+from metrics import (
+    average_precisions,
+    best_ranks,
+    bootstrap_interval,
+    kway_recall_at_1,
+    kway_success_probabilities,
+    mean_average_precision,
+    neighborhood_preservation,
+    paired_t_interval,
+    preservation_chance,
+    preserved_shares,
+    recall_at_k,
+    sampled_kway_recall_at_1,
+)
+
+seeds = st.integers(0, 2**31)
+few_examples = settings(max_examples=25, deadline=None)
+
+
+def gaussian(n: int, d: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+def lattice(n: int, d: int, seed: int) -> np.ndarray:
+    """Small whole numbers: many equal vectors and equal distances, and exact arithmetic."""
+    return np.random.default_rng(seed).integers(-1, 2, size=(n, d)).astype(np.float32)
+
+
+def noisy_pairs(n: int, d: int, seed: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    queries = gaussian(n, d, seed)
+    return queries, queries + noise * gaussian(n, d, seed + 1)
+
+
+def captions(images: int, seed: int, noise: float = 0.8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As COCO: an image's row once per caption, 1 to 5 captions an image, rows in random order."""
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.repeat(np.arange(images), rng.integers(1, 6, size=images)))
+    image = gaussian(images, 6, seed)[groups]
+    return image, image + noise * gaussian(len(groups), 6, seed + 1), groups + 100
+
+
+DATA = {
+    "general vectors": (*noisy_pairs(30, 4, 1), None),
+    "ties": (lattice(40, 3, 1), lattice(40, 3, 2), None),
+    "one embedding for all": (np.full((9, 2), 0.3), np.full((9, 2), 0.3), None),
+    "image to captions": captions(12, 3),
+    "caption to images": (lambda x, y, g: (y, x, g))(*captions(12, 4)),
+    "captions with ties": (lattice(40, 3, 5), lattice(40, 3, 6), np.arange(40) % 9),
+    "named groups": (*noisy_pairs(8, 3, 2), np.array(list("aabcdeef"))),
+}
+every_data = pytest.mark.parametrize(("queries", "targets", "groups"), DATA.values(), ids=DATA.keys())
+
+
+def items_of(targets: np.ndarray, groups: np.ndarray | None) -> list[tuple[object, np.ndarray]]:
+    """Distinct (group, vector)."""
+    names = range(len(targets)) if groups is None else groups.tolist()
+    return [(name, np.array(v)) for name, v in {(g, tuple(map(float, t))) for g, t in zip(names, targets, strict=True)}]
+
+
+def distance(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.sum((x.astype(np.float64) - y) ** 2))
+
+
+def lost_to_negatives(queries: np.ndarray, targets: np.ndarray, groups: np.ndarray | None) -> list[list[bool]]:
+    """Per query, whether each possible negative is at least as close as the pair."""
+    names = list(range(len(targets))) if groups is None else groups.tolist()
+    items = items_of(targets, groups)
+    return [
+        [distance(queries[i], v) <= distance(queries[i], targets[i]) for name, v in items if name != names[i]]
+        for i in range(len(queries))
+    ]
+
+
+# --- k-way Recall@1 --------------------------------------------------------------------------------------------------
+
+
+@every_data
+@pytest.mark.parametrize("k", [2, 3, 5, 8])
+def test_kway_is_hypergeometric(queries: np.ndarray, targets: np.ndarray, groups: np.ndarray | None, k: int) -> None:
+    expected = []
+    for lost in lost_to_negatives(queries, targets, groups):
+        drawn = min(k - 1, len(lost))
+        expected.append(math.comb(len(lost) - sum(lost), drawn) / math.comb(len(lost), drawn))
+    probabilities = kway_success_probabilities(queries, targets, k, groups)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-12)
+    recall = kway_recall_at_1(queries, targets, k, groups)
+    assert type(recall) is float and recall == pytest.approx(np.mean(expected))
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 5, 6, 7, 50])
+def test_kway_is_the_share_of_all_draws(k: int) -> None:
+    """Enumerated: every set of k − 1 negatives, and all of them where there are fewer."""
+    queries, targets = noisy_pairs(6, 2, 5)
+    shares = []
+    for lost in lost_to_negatives(queries, targets, None):
+        draws = list(itertools.combinations(lost, min(k - 1, 5)))
+        shares.append(np.mean([not any(draw) for draw in draws]))
+    assert 0 < np.mean(shares) < 1
+    np.testing.assert_allclose(kway_success_probabilities(queries, targets, k), shares)
+
+
+@pytest.mark.parametrize("name", ["general vectors", "ties", "image to captions", "caption to images", "named groups"])
+@pytest.mark.parametrize("k", [2, 5, 60])
+def test_sampled_kway_comes_to_the_exact_one(name: str, k: int) -> None:
+    queries, targets, groups = DATA[name]
+    exact = kway_recall_at_1(queries, targets, k, groups)
+    sampled = sampled_kway_recall_at_1(queries, targets, k, groups, repeats=400, seed=1)
+    assert sampled == pytest.approx(exact, abs=0.02)
+    assert type(sampled) is float
+
+
+def test_sampled_kway_is_its_seeds() -> None:
+    queries, targets = noisy_pairs(50, 4, 1)
+    first, again, other = (sampled_kway_recall_at_1(queries, targets, 5, repeats=1, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_draws_are_uniform_and_without_replacement() -> None:
+    population = np.repeat([0, 1, 3, 5], 3000)
+    drawn = metrics._draw_without_replacement(np.random.default_rng(0), population, 3)
+    for size, rows in zip((0, 1, 3, 5), drawn.reshape(4, 3000, 3), strict=True):
+        valid = np.sort(rows, axis=1)[:, 3 - min(size, 3) :]
+        assert (rows == -1).sum(axis=1).tolist() == [3 - min(size, 3)] * 3000
+        assert ((valid >= 0) & (valid < size)).all() and (np.diff(valid, axis=1) > 0).all()
+    subsets, counts = np.unique(np.sort(drawn[-3000:], axis=1), axis=0, return_counts=True)
+    assert len(subsets) == 10 and abs(counts - 300).max() < 80
+
+
+@pytest.mark.parametrize("n", [7, 130, 400])
+@pytest.mark.parametrize("d", [1, 5, 67])
+def test_equal_vectors_tie_wherever_they_stand(n: int, d: int) -> None:
+    """Matrix products may round the same column differently by its place: every pair's double must still be a tie."""
+    targets = gaussian(n, d, 1)
+    queries = gaussian(2 * n, d, 2)
+    doubled = np.random.default_rng(3).permutation(np.concatenate([targets, targets]))
+    assert kway_recall_at_1(queries, doubled, 2 * n) == 0
+    if n == 7:  # where drawing all of them is cheap
+        assert sampled_kway_recall_at_1(queries, doubled, 2 * n, repeats=1, seed=0) == 0
+    ranks, _ = best_ranks(queries, doubled)
+    assert ranks.min() >= 2
+
+
+def test_a_collapsed_model_scores_nothing() -> None:
+    x = np.tile(gaussian(1, 16, 1), (50, 1))
+    assert kway_recall_at_1(x, x, 5) == 0
+    assert sampled_kway_recall_at_1(x, x, 5, repeats=3, seed=0) == 0
+    assert recall_at_k(x, x, [1, 49, 50]) == {"R@1": 0, "R@49": 0, "R@50": 1, "median_rank": 50}
+
+
+def test_captions_of_one_image_are_no_negatives() -> None:
+    rows = np.repeat([[0.0, 0.0], [10.0, 0.0]], 5, axis=0)
+    texts = rows + gaussian(10, 2, 1)
+    groups = np.repeat([0, 1], 5)
+    assert kway_recall_at_1(rows, texts, 6, groups) == 1
+    assert kway_recall_at_1(rows, texts, 6) < 1
+
+
+def test_an_image_of_five_captions_is_one_candidate() -> None:
+    texts = np.zeros((7, 2))
+    images = np.array([[2.0, 0.0], [9.0, 0.0], *[[1.0, 0.0]] * 4, [1.0, -0.0]])
+    # Of the first text's two possible negatives one is closer than its pair.
+    assert kway_success_probabilities(texts, images, 2, [0, 1, 2, 2, 2, 2, 2])[0] == 1 / 2
+    assert kway_success_probabilities(texts, images, 2)[0] == 1 / 6
+
+
+@few_examples
+@given(seed=seeds, n=st.integers(2, 12))
+def test_kway_falls_with_k(seed: int, n: int) -> None:
+    queries, targets = noisy_pairs(n, 2, seed)
+    recalls = [kway_recall_at_1(queries, targets, k) for k in range(2, n + 3)]
+    assert all(earlier >= later - 1e-12 for earlier, later in itertools.pairwise(recalls))
+    ranks, _ = best_ranks(queries, targets)
+    assert recalls[0] == pytest.approx(np.mean((n - ranks) / (n - 1)))
+    # Against the whole gallery it is Recall@1, that is, whether the nearest neighbor is the pair.
+    nearest = ((queries[:, None].astype(np.float64) - targets) ** 2).sum(axis=2).argmin(axis=1)
+    assert recalls[n - 2] == recalls[-1] == pytest.approx(np.mean(nearest == np.arange(n)))
+    assert recalls[-1] == pytest.approx(recall_at_k(queries, targets, [1])["R@1"])
+
+
+@few_examples
+@given(seed=seeds)
+def test_row_order_never_matters(seed: int) -> None:
+    queries, targets, groups = captions(6, seed)
+    order = np.random.default_rng(seed).permutation(len(groups))
+    permuted = queries[order], targets[order]
+    assert kway_recall_at_1(*permuted, 3, groups[order]) == pytest.approx(kway_recall_at_1(queries, targets, 3, groups))
+    assert recall_at_k(*permuted, [1, 2], groups[order]) == pytest.approx(recall_at_k(queries, targets, [1, 2], groups))
+    assert neighborhood_preservation(*permuted, 3) == pytest.approx(neighborhood_preservation(queries, targets, 3))
+
+
+# --- Recall@K over the full gallery ----------------------------------------------------------------------------------
+
+
+@every_data
+def test_ranks(queries: np.ndarray, targets: np.ndarray, groups: np.ndarray | None) -> None:
+    names = np.arange(len(queries)) if groups is None else groups
+    items = items_of(targets, groups)
+    expected = []
+    for name, query in items_of(queries, groups):
+        best = min(distance(query.astype(np.float32), v) for g, v in items if g == name)
+        expected.append((name, 1 + sum(distance(query.astype(np.float32), v) <= best for g, v in items if g != name)))
+    ranks, query_groups = best_ranks(queries, targets, groups)
+    assert query_groups.dtype == names.dtype
+    assert sorted(zip(query_groups.tolist(), ranks.tolist(), strict=True)) == sorted(expected)
+    recalls = recall_at_k(queries, targets, (1, 5, 10), groups)
+    assert list(recalls) == ["R@1", "R@5", "R@10", "median_rank"]
+    assert all(type(value) is float for value in recalls.values())
+    for k in (1, 5, 10):
+        assert recalls[f"R@{k}"] == pytest.approx(np.mean([rank <= k for _, rank in expected]))
+    assert recalls["median_rank"] == np.median([rank for _, rank in expected]) // 1
+
+
+def test_recall_at_k_is_vse_plus_plus_i2t_and_t2i() -> None:
+    """evaluation.py of VSE++: five captions an image, in order; the gallery of images is every fifth row."""
+    image = np.repeat(gaussian(12, 5, 1), 5, axis=0)
+    text = image + 1.5 * gaussian(60, 5, 2)
+    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+    groups = np.arange(60) // 5
+    i2t, t2i = [], []
+    for index in range(12):
+        order = np.argsort(text @ image[5 * index])[::-1]
+        i2t.append(min(np.where(order == i)[0][0] for i in range(5 * index, 5 * index + 5)))
+        for i in range(5 * index, 5 * index + 5):
+            t2i.append(np.where(np.argsort(image[::5] @ text[i])[::-1] == index)[0][0])
+    for ours, theirs in (
+        (recall_at_k(image, text, [1, 5], groups), np.array(i2t)),
+        (recall_at_k(text, image, [1, 5], groups), np.array(t2i)),
+    ):
+        expected = {f"R@{k}": np.mean(theirs < k) for k in (1, 5)}
+        assert ours == pytest.approx({**expected, "median_rank": np.floor(np.median(theirs)) + 1})
+        assert 0 < ours["R@1"] < ours["R@5"]
+
+
+# --- Neighborhood preservation ---------------------------------------------------------------------------------------
+
+
+def nearest(vectors: np.ndarray, i: int, k: int) -> set[int]:
+    others = [j for j in range(len(vectors)) if j != i]
+    return set(sorted(others, key=lambda j: distance(vectors[i], vectors[j]))[:k])
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 23, 24, 200])
+def test_preserved_shares(k: int) -> None:
+    embeddings, reference = gaussian(25, 3, 1), gaussian(25, 4, 2)
+    expected = [
+        len(nearest(embeddings, i, k) & nearest(reference, i, k)) / len(nearest(reference, i, k)) for i in range(25)
+    ]
+    shares = preserved_shares(embeddings, reference, k)
+    np.testing.assert_allclose(shares, expected)
+    assert neighborhood_preservation(embeddings, reference, k) == pytest.approx(np.mean(expected))
+    assert type(neighborhood_preservation(embeddings, reference, k)) is float
+
+
+def test_preservation_breaks_ties_at_random() -> None:
+    """The mean over copies that are moved apart by less than any distance is the share with ties."""
+    embeddings, reference = lattice(14, 2, 1), lattice(14, 2, 2)
+    rng = np.random.default_rng(3)
+    moved = [
+        preserved_shares(*(x + 1e-3 * rng.uniform(-1, 1, size=x.shape) for x in (embeddings, reference)), 4)
+        for _ in range(1500)
+    ]
+    np.testing.assert_allclose(preserved_shares(embeddings, reference, 4), np.mean(moved, axis=0), atol=0.04)
+
+
+@pytest.mark.parametrize("k", [1, 5, 11, 200])
+def test_preservation_by_a_collapsed_space_is_chance(k: int) -> None:
+    collapsed = np.tile(gaussian(1, 7, 1), (12, 1))
+    np.testing.assert_allclose(preserved_shares(collapsed, gaussian(12, 3, 2), k), preservation_chance(12, k))
+    np.testing.assert_allclose(preserved_shares(collapsed, collapsed, k), preservation_chance(12, k), rtol=1e-6)
+
+
+def test_preservation_of_unrelated_spaces_is_chance() -> None:
+    measured = neighborhood_preservation(gaussian(400, 20, 1), gaussian(400, 20, 2), 40)
+    assert measured == pytest.approx(preservation_chance(400, 40), abs=0.01)
+    assert preservation_chance(400, 40) == 40 / 399
+    assert preservation_chance(100) == 1
+
+
+def test_preservation_by_the_same_neighbors_is_whole() -> None:
+    x = gaussian(60, 5, 1)
+    assert neighborhood_preservation(x, x, 10) == 1
+    assert neighborhood_preservation(x * 3 + 5, x, 10) == pytest.approx(1, abs=0.01)
+
+
+# --- Mean average precision ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [gaussian, lattice], ids=["no ties", "ties"])
+def test_average_precision_is_scikit_learns(make: Callable[[int, int, int], np.ndarray]) -> None:
+    queries, targets = make(20, 3, 1), make(50, 3, 2)
+    rng = np.random.default_rng(3)
+    query_labels, target_labels = rng.integers(5, size=20), rng.integers(4, size=50)
+    assert 4 in query_labels
+    expected = np.full(20, np.nan)
+    for i in range(20):
+        if query_labels[i] in target_labels:
+            scores = [-distance(queries[i], t) for t in targets]
+            expected[i] = average_precision_score(target_labels == query_labels[i], scores)
+    np.testing.assert_allclose(average_precisions(queries, targets, query_labels, target_labels), expected)
+    mean = mean_average_precision(queries, targets, query_labels, target_labels)
+    assert type(mean) is float and mean == pytest.approx(np.nanmean(expected))
+    names = np.array(["cat", "dog", "a longer name", "鳥", "none"])
+    assert mean_average_precision(queries, targets, names[query_labels].tolist(), names[target_labels].tolist()) == mean
+
+
+def test_average_precision_of_perfect_and_reversed_rankings() -> None:
+    targets = np.arange(6.0)[:, None]
+    assert mean_average_precision([[0.0]], targets, ["a"], ["a", "a", "b", "b", "b", "b"]) == 1
+    assert mean_average_precision([[0.0]], targets, ["a"], ["b", "b", "b", "b", "a", "a"]) == pytest.approx(
+        (1 / 5 + 2 / 6) / 2
+    )
+
+
+def test_average_precision_of_a_collapsed_space_is_the_share_of_relevant_targets() -> None:
+    x = np.tile(gaussian(1, 33, 1), (40, 1))
+    labels = np.arange(40) % 4
+    np.testing.assert_allclose(average_precisions(x, x, labels, labels), 0.25)
+
+
+# --- Inputs and blocks -----------------------------------------------------------------------------------------------
+
+
+def all_metrics(queries: object, targets: object, groups: object, labels: object) -> list[float]:
+    return [
+        kway_recall_at_1(queries, targets, 4, groups),
+        sampled_kway_recall_at_1(queries, targets, 4, groups, repeats=2, seed=0),
+        *recall_at_k(queries, targets, [1, 3], groups).values(),
+        neighborhood_preservation(queries, targets, 5),
+        mean_average_precision(queries, targets, labels, labels),
+        *bootstrap_interval(best_ranks(queries, targets, groups)[0], resamples=50),
+    ]
+
+
+@pytest.mark.parametrize("name", ["image to captions", "captions with ties"])
+def test_torch_and_numpy_and_double_agree(name: str) -> None:
+    queries, targets, groups = DATA[name]
+    labels = groups % 3
+    expected = all_metrics(queries, targets, groups, labels)
+    assert all(type(value) is float for value in expected)
+    as_torch = [torch.from_numpy(x) for x in (queries, targets, groups, labels)]
+    assert all_metrics(as_torch[0].requires_grad_(), *as_torch[1:]) == expected
+    assert all_metrics(queries.astype(np.float64), as_torch[1].double(), groups.tolist(), labels.tolist()) == expected
+
+
+@pytest.mark.parametrize("name", ["image to captions", "captions with ties", "caption to images"])
+@pytest.mark.parametrize("size", [1, 100, 333])
+def test_blocks_never_matter(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, targets, groups = DATA[name]
+    expected = all_metrics(queries, targets, groups, groups % 3)
+    monkeypatch.setattr(metrics, "BLOCK_SCORES", size)
+    assert all_metrics(queries, targets, groups, groups % 3) == pytest.approx(expected, rel=1e-12)
+
+
+def test_memory_mapped_arrays(tmp_path: Path) -> None:
+    np.save(tmp_path / "vectors.npy", gaussian(9, 4, 1))
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert neighborhood_preservation(mapped, mapped, 3) == 1
+
+
+def test_inputs_are_left_alone() -> None:
+    queries, targets = torch.from_numpy(gaussian(9, 4, 1)), torch.from_numpy(gaussian(9, 4, 2))
+    before = queries.clone(), targets.clone()
+    all_metrics(queries, targets, torch.arange(9), torch.arange(9) % 2)
+    assert torch.equal(queries, before[0]) and torch.equal(targets, before[1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite(bad: float) -> None:
+    """NaN compares as neither closer nor further: a diverged model must not look perfect."""
+    good = gaussian(4, 3, 1)
+    broken = good.copy()
+    broken[2, 1] = bad
+    for x, y in ((good, broken), (broken, good)):
+        for metric in (
+            lambda x, y: kway_recall_at_1(x, y, 2),
+            lambda x, y: recall_at_k(x, y, [1]),
+            neighborhood_preservation,
+            lambda x, y: mean_average_precision(x, y, range(4), range(4)),
+        ):
+            with pytest.raises(ValueError, match="finite"):
+                metric(x, y)
+
+
+def test_retrieval_mistakes() -> None:
+    x = gaussian(4, 3, 1)
+    for y in (x[:3], x[:, :2], x[0]):
+        with pytest.raises(ValueError, match="must be"):
+            kway_recall_at_1(x, y, 2)
+        with pytest.raises(ValueError, match="must be"):
+            recall_at_k(x, y, [1])
+    for metric in (kway_recall_at_1, lambda *a: sampled_kway_recall_at_1(*a, repeats=1, seed=0)):
+        with pytest.raises(ValueError, match="at least 2"):
+            metric(x, x, 1, None)
+        with pytest.raises(ValueError, match="no possible negative"):
+            metric(x, x, 2, [5, 5, 5, 5])
+        with pytest.raises(ValueError, match="groups"):
+            metric(x, x, 2, [1, 2, 3])
+    with pytest.raises(ValueError, match="no possible negative"):
+        kway_recall_at_1(x[:1], x[:1], 2)
+    with pytest.raises(ValueError, match="repeats"):
+        sampled_kway_recall_at_1(x, x, 2, repeats=0, seed=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        recall_at_k(x, x, [1, 0])
+
+
+def test_preservation_mistakes() -> None:
+    x = gaussian(4, 3, 1)
+    for arguments in ((x[:1], x[:1], 1), (x, x, 0)):
+        with pytest.raises(ValueError, match="at least"):
+            neighborhood_preservation(*arguments)
+    with pytest.raises(ValueError, match="at least"):
+        preservation_chance(1, 1)
+    with pytest.raises(ValueError, match="as many rows"):
+        neighborhood_preservation(x, x[:3], 1)
+
+
+def test_average_precision_mistakes() -> None:
+    x = gaussian(4, 3, 1)
+    with pytest.raises(ValueError, match="no query has a relevant target"):
+        mean_average_precision(x, x, [1, 1, 1, 1], [2, 2, 2, 2])
+    assert np.isnan(average_precisions(x, x, [1, 1, 1, 1], [2, 2, 2, 2])).all()
+    with pytest.raises(ValueError, match="labels must be"):
+        mean_average_precision(x, x, [1, 1, 1], [1, 1, 1, 1])
+    with pytest.raises(ValueError, match="dimensions"):
+        mean_average_precision(x, x[:, :2], [1, 1, 1, 1], [1, 1, 1, 1])
+
+
+# --- Intervals -------------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_is_the_normal_interval_of_many_values() -> None:
+    values = gaussian(500, 1, 1)[:, 0].astype(np.float64) * 3 + 7
+    low, high = bootstrap_interval(values, resamples=4000)
+    half_width = 1.96 * values.std() / math.sqrt(500)
+    assert low == pytest.approx(values.mean() - half_width, abs=0.1 * half_width)
+    assert high == pytest.approx(values.mean() + half_width, abs=0.1 * half_width)
+    narrow_low, narrow_high = bootstrap_interval(values, resamples=4000, confidence=0.5)
+    assert (narrow_high - narrow_low) / (high - low) == pytest.approx(0.6745 / 1.96, rel=0.1)
+
+
+def test_bootstrap_draws_whole_groups() -> None:
+    values = gaussian(60, 1, 1)[:, 0]
+    copies, groups = np.repeat(values, 5), np.repeat(np.arange(60), 5)
+    assert bootstrap_interval(copies, groups) == pytest.approx(bootstrap_interval(values))
+    (low, high), (naive_low, naive_high) = bootstrap_interval(copies, groups), bootstrap_interval(copies)
+    assert high - low > 1.8 * (naive_high - naive_low)
+
+
+def test_bootstrap_weighs_groups_by_their_size() -> None:
+    # Of two groups a resample holds both (mean 0.1) half of the time, else one of them twice (0 or 1).
+    values, groups = [0.0] * 9 + [1.0], ["many"] * 9 + ["one"]
+    assert bootstrap_interval(values, groups, confidence=0.02) == pytest.approx((0.1, 0.1))
+    assert bootstrap_interval(values, groups, confidence=0.9) == (0, 1)
+
+
+def test_bootstrap_is_its_seeds() -> None:
+    values = torch.arange(20.0)
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values.numpy(), seed=3)
+    assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
+    assert bootstrap_interval([2.5, 2.5, 2.5]) == (2.5, 2.5)
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 10, 29, 200])
+@pytest.mark.parametrize("confidence", [0.01, 0.5, 0.9, 0.95, 0.999])
+def test_t_quantile_is_scipys(df: int, confidence: float) -> None:
+    expected = scipy.stats.t.ppf((1 + confidence) / 2, df)
+    assert metrics._t_quantile(confidence, df) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_paired_t_interval_is_scipys(n: int) -> None:
+    ours, baseline = np.random.default_rng(n).normal([[0.6], [0.5]], 0.1, size=(2, n))
+    expected = scipy.stats.ttest_rel(ours, baseline).confidence_interval(0.9)
+    assert paired_t_interval(ours - baseline, 0.9) == pytest.approx((np.mean(ours - baseline), *expected))
+    assert all(type(value) is float for value in paired_t_interval(ours - baseline))
+
+
+def test_paired_t_interval_of_equal_differences() -> None:
+    assert paired_t_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_interval_mistakes() -> None:
+    for values in ([], [1.0, np.nan], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="values must be"):
+            bootstrap_interval(values)
+    with pytest.raises(ValueError, match="groups"):
+        bootstrap_interval([1.0, 2.0], [1])
+    with pytest.raises(ValueError, match="resamples"):
+        bootstrap_interval([1.0, 2.0], resamples=0)
+    for differences in ([], [1.0], [1.0, np.inf], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="differences must be"):
+            paired_t_interval(differences)
+    for confidence in (0, 1, 95):
+        with pytest.raises(ValueError, match="confidence"):
+            bootstrap_interval([1.0, 2.0], confidence=confidence)
+        with pytest.raises(ValueError, match="confidence"):
+            paired_t_interval([1.0, 2.0], confidence)
