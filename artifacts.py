@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "torchvision", "numpy", "gensim", "nmslib", "nltk", "pyarr
 class Step:
     """One step of the pipeline: its files in WORK and the settings that shape what it writes.
 
-    `{space}` in a name stands for `neighbors.space`.
+    `{space}` in a name stands for `neighbors.space`, `{vectors}` for the file with that space's vectors.
     """
 
     script: str
@@ -60,10 +60,17 @@ EXTRACT_DOC2VEC = Step(
     outputs=("doc2vec/vectors.npy", "doc2vec/tokens.npy", "doc2vec/offsets.npy"),
     settings=("seed", "dataset.language", "text", "doc2vec"),
 )
+EXTRACT_IMAGES = Step(
+    script="extract_image_features.py",
+    stamp="image_features/extract_image_features.json",
+    inputs=("pairs.parquet",),
+    outputs=("image_features/vectors.npy",),
+    settings=("model.image.backbone", "model.image.weights", "model.image.size", "training.precision"),
+)
 FIND_NEIGHBORS = Step(
     script="knn_document_features.py",
     stamp="neighbors/{space}/knn_document_features.json",
-    inputs=("pairs.parquet", *EXTRACT_DOC2VEC.outputs),
+    inputs=("pairs.parquet", "{vectors}", "doc2vec/tokens.npy", "doc2vec/offsets.npy"),
     outputs=("neighbors/{space}/rows.npy", "neighbors/{space}/indices.npy", "neighbors/{space}/distances.npy"),
     settings=(
         "seed",
@@ -147,7 +154,9 @@ def read_json(path: Path) -> Any:
 
 
 def _named(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
-    return tuple(name.format(space=settings.neighbors.space) for name in names)
+    space = settings.neighbors.space
+    vectors = {"doc2vec": "doc2vec/vectors.npy", "images": "image_features/vectors.npy"}[space]
+    return tuple(name.format(space=space, vectors=vectors) for name in names)
 
 
 def stamp_path(step: Step, settings: Settings) -> Path:
@@ -181,7 +190,7 @@ def input_fingerprints(step: Step, settings: Settings) -> dict[str, str]:
 
 
 def _producer(name: str, settings: Settings) -> str:
-    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS):
+    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, EXTRACT_IMAGES, FIND_NEIGHBORS):
         if name in _named(step.outputs, settings):
             return step.script
     raise KeyError(name)

@@ -7,6 +7,7 @@ keeps the default below. The defaults are the paper's (Thomas & Kovashka 2020, S
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class Synthetic:
     topics: int = 12
     """Topics; a pair's topic is its category."""
     motifs: int = 24
-    """Different drawings there are; each serves several topics."""
+    """Different drawings there are, at most 60; each serves several topics."""
     motifs_per_topic: int = 6
     """Visually different drawings that illustrate one topic."""
     literalness: float = 0.2
@@ -78,11 +79,9 @@ class Text:
     max_sentences: int | None = 2
     """Sentences of a text that are used, from its beginning; null uses all."""
     min_word_length: int | None = None
-    """Shorter words are dropped; null means 3 for languages written with spaces and 1 for Chinese."""
+    """Shorter words are dropped; null means 3, and 1 for Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese."""
     stop_words: bool = True
     """Drop the language's stop words."""
-    max_words: int | None = None
-    """Words of a text that the cross-modal model reads; null reads all."""
 
 
 @dataclass
@@ -165,6 +164,8 @@ class TextEncoder:
     """Dropout on the word embeddings (gru) or on their mean (bag_of_words)."""
     word_vectors: Literal["doc2vec", "random"] = "doc2vec"
     """What the word embeddings start from."""
+    max_words: int | None = None
+    """Words of a text that are read, from its beginning; null reads all."""
 
 
 @dataclass
@@ -304,7 +305,7 @@ def mistakes(settings: Settings) -> list[str]:
         "dataset.synthetic.motifs_per_topic",
         "text.max_sentences",
         "text.min_word_length",
-        "text.max_words",
+        "model.text.max_words",
         "doc2vec.vector_size",
         "doc2vec.window",
         "doc2vec.min_count",
@@ -338,6 +339,7 @@ def mistakes(settings: Settings) -> list[str]:
         demand(name, lambda value: 0 < value < 1, "between 0 and 1")
     demand("dataset.synthetic.literalness", lambda value: 0 <= value <= 1, "from 0 to 1")
     demand("dataset.synthetic.pairs", lambda value: value >= 10, "at least 10")
+    demand("dataset.synthetic.motifs", lambda value: value <= 60, "at most 60, as many as there are different drawings")
     demand("model.text.dropout", lambda value: 0 <= value < 1, "at least 0 and below 1")
     demand("evaluation.kway", lambda ks: ks and all(k >= 2 for k in ks), "one or more numbers from 2 on")
     demand("evaluation.recall_at", lambda ks: ks and all(k >= 1 for k in ks), "one or more numbers from 1 on")
@@ -429,7 +431,7 @@ def make_parser(description: str | None) -> ArgumentParser:
 
     `description` is the script's docstring: its first paragraph is shown by `--help`.
     """
-    parser = _Parser(description=(description or "").strip(), usage="%(prog)s [options]")
+    parser = _Parser(description=(description or "").strip(), usage="%(prog)s [options]", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with settings (default: configs/openclipart.yaml)")
     parser.add_class_arguments(Settings, None)
     return parser
@@ -526,6 +528,9 @@ def run_script(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}\n")
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has had enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: interrupted\n")
         sys.exit(130)

@@ -1,6 +1,7 @@
 """The pair table, `pairs.parquet`: one row an image-text pair; a row's number is the pair's number everywhere else."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ SCHEMA = pa.schema(
 
 
 def write_pairs(path: Path, batches: Iterable[pa.RecordBatch], root: Path) -> None:
-    """Write the pair table, whole; `root` is the folder that image paths are relative to, kept in the file's metadata."""
+    """Write the pair table, whole; `root`, the folder that image paths are relative to, is kept in its metadata."""
     schema = SCHEMA.with_metadata({"root": str(root)})
     with written_whole(path) as beside, pq.ParquetWriter(beside, schema) as writer:
         for batch in batches:
@@ -50,12 +51,29 @@ def image_root(work: Path) -> Path:
         raise UserError(f"cannot read {work / 'pairs.parquet'}; run prepare_dataset.py (again)") from None
 
 
+@dataclass
+class Images:
+    """The image files of the pair table, each once. I files, N pairs."""
+
+    paths: list[str]
+    """Relative to `root`, in the order in which the table first names them."""
+    of_pair: np.ndarray
+    """(N,) int64, number of each pair's image in `paths`."""
+    root: Path
+
+
+def load_images(work: Path) -> Images:
+    """The image files of WORK's pair table; raises UserError where it is missing or broken."""
+    of_pair, paths = distinct(read_pairs(work, ["image_path"])["image_path"])
+    return Images(paths, of_pair, image_root(work))
+
+
 def rows_of_split(pairs: pa.Table, split: str) -> np.ndarray:
     """Numbers of the pairs in `split` (int64, ascending)."""
     return np.flatnonzero(np.asarray(pairs["split"].to_numpy(zero_copy_only=False) == split))
 
 
 def distinct(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """A column of strings as numbers (int64, one a row) into the list of its distinct values, in order of appearance."""
+    """A column of strings as numbers (int64, one a row) into the list of its distinct values, as they first appear."""
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
