@@ -1,0 +1,120 @@
+"""Step 3: the k nearest neighbors of every train pair, from which step 4 draws Psi of Eq. 5 (Sec. 3.2).
+
+    python knn_document_features.py [--config FILE.yaml] [--neighbors.k 200] ...
+
+Reads pairs.parquet and step 2's outputs in WORK. Writes into WORK/neighbors/<space> rows.npy (int32, the train pairs
+whose text has a known word), indices.npy (int32, rows x k, pair numbers, nearest first, -1 where there are fewer) and
+distances.npy (float32, rows x k, inf where there is none). Left out are the pair itself, pairs of its image, and pairs
+whose text has the same words.
+"""
+
+import shutil
+import unicodedata
+
+import numpy as np
+import pyarrow as pa
+
+from artifacts import (
+    EXTRACT_DOC2VEC,
+    EXTRACT_IMAGES,
+    FIND_NEIGHBORS,
+    PREPARE,
+    TRAIN_DOC2VEC,
+    is_up_to_date,
+    making,
+    output_paths,
+    read_array,
+    require,
+    write_array,
+)
+from config import Settings, UserError, make_parser, parse_settings, run_script
+from neighbors import Found, category_share, find_neighbors
+from pairs import distinct, read_pairs, rows_of_split
+
+TEXTS_SHOWN, NEIGHBORS_SHOWN = 3, 10
+
+
+def vectors_of_space(settings: Settings) -> np.ndarray:
+    """Vectors (pairs, d) float32 of `neighbors.space`, memory-mapped; raises UserError where there are none."""
+    step = {"doc2vec": EXTRACT_DOC2VEC, "images": EXTRACT_IMAGES}[settings.neighbors.space]
+    require(step, settings)
+    return read_array(output_paths(step, settings)[0])
+
+
+def same_words(tokens: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A number for each of `rows` (int64), equal where two texts are the same sequence of words."""
+    numbers: dict[bytes, int] = {}
+    texts = (tokens[offsets[row] : offsets[row + 1]].tobytes() for row in rows)
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+
+
+def shorten(text: str, columns: int) -> str:
+    """`text` on one line of a terminal, cut to so many columns; a Chinese character takes two."""
+    text = " ".join(text.split())
+    widths = [2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text]
+    if sum(widths) <= columns:
+        return text
+    ends = np.cumsum(widths)
+    return text[: np.searchsorted(ends, columns - 1, side="right")] + "…"
+
+
+def show_texts(texts: pa.ChunkedArray, rows: np.ndarray, found: Found, seed: int) -> None:
+    """Print a few of `rows` (pair numbers that `found` speaks of, texts of all pairs in `texts`) with their nearest."""
+    columns = shutil.get_terminal_size().columns
+    for query in np.random.default_rng(seed).permutation(len(rows))[:TEXTS_SHOWN]:
+        print("\n" + shorten(texts[rows[query]].as_py(), columns))
+        for position, distance in zip(found.positions[query, :NEIGHBORS_SHOWN], found.distances[query], strict=False):
+            if position >= 0:
+                print(f"  {distance:7.3f}  {shorten(texts[rows[position]].as_py(), columns - 11)}")
+    print()
+
+
+def main(argv: list[str] | None = None) -> None:
+    settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    require(PREPARE, settings)
+    require(TRAIN_DOC2VEC, settings)
+    require(EXTRACT_DOC2VEC, settings)
+    if is_up_to_date(FIND_NEIGHBORS, settings):
+        return
+    work, k = settings.work_folder, settings.neighbors.k
+    all_vectors = vectors_of_space(settings)
+    pairs = read_pairs(work, ["image_id", "text", "category", "split"])
+    tokens, offsets = read_array(work / "doc2vec" / "tokens.npy"), read_array(work / "doc2vec" / "offsets.npy")
+
+    train = rows_of_split(pairs, "train")
+    rows = train[np.diff(offsets)[train] > 0]
+    if len(rows) < 2:
+        raise UserError(f"{work} has {len(rows)} train texts with a known word, and neighbors take two; get more pairs")
+    if k >= len(rows):
+        print(f"neighbors.k is {k} and there are {len(rows)} train texts: the table is filled up with -1")
+    groups = (distinct(pairs["image_id"])[0][rows], same_words(tokens, offsets, rows))
+
+    with making(FIND_NEIGHBORS, settings) as figures:
+        found, how = find_neighbors(
+            all_vectors[rows], groups, settings.neighbors, settings.seed, settings.deterministic
+        )
+        figures.update(rows=len(rows), train_pairs=len(train), **how)
+        if how["method"] == "exact":
+            print(f"exact search among {len(rows):,} texts")
+        else:
+            print(
+                f"HNSW among {len(rows):,} texts with efSearch {how['ef_search']}: recall {how['recall']:.4f}, "
+                f"measured against exact search on {how['recall_sample']:,} of them"
+            )
+
+        numbers, names = distinct(pairs["category"].fill_null(""))
+        categories = np.where(np.array([name != "" for name in names])[numbers], numbers, -1)[rows]
+        share, chance = category_share(found.positions, categories)
+        if np.isfinite(share):
+            figures.update(category_share=round(share, 4), category_chance=round(chance, 4))
+            print(f"{share:.3f} of the {min(k, 20)} nearest texts have the text's category; by chance {chance:.3f}")
+        show_texts(pairs["text"], rows, found, settings.seed)
+
+        rows_path, indices_path, distances_path = output_paths(FIND_NEIGHBORS, settings)
+        write_array(rows_path, rows.astype(np.int32))
+        write_array(indices_path, np.where(found.positions >= 0, rows[found.positions], -1).astype(np.int32))
+        write_array(distances_path, found.distances)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,83 @@
+"""Step 1: train Doc2Vec, the text space in which texts have neighbors, on the texts of the train split (Sec. 3.2, 3.3).
+
+    python train_doc2vec.py [--config FILE.yaml] [--doc2vec.epochs 50] ...
+
+Reads pairs.parquet in WORK. Writes into WORK/doc2vec the sentence splitter's parameters (punkt.json), gensim's model
+(model), the vocabulary in index order (vocabulary.txt) and word vectors aligned with it (word_vectors.npy), from which
+step 4 starts its text encoder.
+"""
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from artifacts import (
+    PREPARE,
+    TRAIN_DOC2VEC,
+    is_up_to_date,
+    making,
+    require,
+    write_array,
+    write_json,
+    write_text,
+    written_whole,
+)
+from config import UserError, make_parser, parse_settings, run_script
+from doc2vec import save_model, start_word_vectors, text_batches, train, write_corpus
+from pairs import read_pairs, rows_of_split
+from text import SPECIAL_WORDS, Tokenizer, stop_words, train_punkt
+
+
+def main(argv: list[str] | None = None) -> None:
+    settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    require(PREPARE, settings)
+    if is_up_to_date(TRAIN_DOC2VEC, settings):
+        return
+    work, folder = settings.work_folder, settings.work_folder / "doc2vec"
+    count = len(rows_of_split(read_pairs(work, ["split"]), "train"))
+    if not count:
+        raise UserError(f"{work / 'pairs.parquet'} has no pair in the train split; run prepare_dataset.py again")
+
+    def train_texts(doing: str) -> tqdm:
+        texts = itertools.chain.from_iterable(text_batches(work, "train"))
+        return tqdm(texts, desc=doing, total=count, unit="text", disable=None)
+
+    with making(TRAIN_DOC2VEC, settings) as figures:
+        # Where sentences end, learnt from the texts themselves: Punkt's published parameters would be a download.
+        texts = train_texts("sentence ends") if settings.text.max_sentences else []
+        punkt = train_punkt(texts, settings.dataset.language)
+        write_json(folder / "punkt.json", punkt)
+        tokenizer = Tokenizer(settings, punkt)
+        if settings.text.stop_words and not stop_words(tokenizer.language):
+            print(f"no stop words are known for language {tokenizer.language}: none are dropped")
+
+        # gensim trains three times as fast from a file as from Python's objects.
+        with tempfile.TemporaryDirectory(prefix=".corpus.", dir=folder) as temporary:
+            corpus = Path(temporary) / "corpus.txt"
+            lines = write_corpus(train_texts("words"), tokenizer, corpus)
+            with tqdm(total=settings.doc2vec.epochs, desc="Doc2Vec", unit="epoch", disable=None) as progress:
+                started = time.monotonic()
+                model = train(corpus, settings, progress.update)
+                seconds = time.monotonic() - started
+
+        with written_whole(folder / "model") as beside:
+            save_model(model, beside)
+        write_text(folder / "vocabulary.txt", "\n".join([*SPECIAL_WORDS, *model.wv.index_to_key]) + "\n")
+        write_array(folder / "word_vectors.npy", start_word_vectors(model, settings.seed))
+
+        figures["texts"] = count
+        figures["texts_without_words"] = count - lines
+        figures["words"] = model.corpus_total_words
+        figures["vocabulary"] = len(model.wv)
+        figures["words_per_second"] = round(model.corpus_total_words * model.epochs / seconds)
+        print(
+            f"{count:,} texts ({count - lines:,} without a word), {figures['words']:,} words, a vocabulary of "
+            f"{figures['vocabulary']:,}; {figures['words_per_second']:,} words a second"
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)
