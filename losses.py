@@ -38,9 +38,10 @@ def angular_npairs_loss(
     - form "hinge": mean_i Σ_j [2 − 6t − 2(1 + t) a_i·p_i + 4t (a_i + p_i)·n_j]₊, the paper's Eq. 2 for unit vectors,
       summed as in Eq. 3. Unrelated vectors make its bracket positive only for t < 1/3.
 
-    anchors, positives: (B, D), assumed L2-normalised. negatives: (M, D), likewise. negative_mask: (B, M) bool, True
-    where the negative counts; None means M = B and all but the diagonal. An anchor without negatives contributes 0 to
-    the mean over all B anchors. Computed in float32 (float64 for float64), whatever the autocast.
+    anchors, positives: (B, D), assumed L2-normalised. negatives: (M, D), likewise. Where an instance has several
+    embeddings (PVSE), all three are (…, K, D). negative_mask: (B, M) bool, True where the negative counts; None means
+    M = B and all but the diagonal. An anchor without negatives contributes 0 to the mean over all B anchors. Computed
+    in float32 (float64 for float64), whatever the autocast.
 
     Raises ValueError for shapes that do not fit, an unknown form, t or w that is not positive, and w ≠ 1 with "hinge".
     """
@@ -72,18 +73,29 @@ def triplet_npairs_loss(
 def similarities(anchors: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Inner products a_i·p_i (B,), a_i·n_j (B, M) and p_i·n_j (B, M) of (B, D), (B, D) and (M, D), in full precision.
 
+    Or of (B, K, D), (B, K, D) and (M, K, D), each that of the closest pair (see `multiple_instance_similarities`).
     Raises ValueError where the shapes do not fit.
     """
-    if anchors.ndim != 2 or anchors.shape != positives.shape:
+    if anchors.ndim not in (2, 3) or anchors.shape != positives.shape:
         raise ValueError(
-            f"anchors and positives must both be (B, D), got {tuple(anchors.shape)} and {tuple(positives.shape)}"
+            "anchors and positives must both be (B, D) or (B, K, D), "
+            f"got {tuple(anchors.shape)} and {tuple(positives.shape)}"
         )
-    if negatives.ndim != 2 or negatives.shape[1] != anchors.shape[1]:
-        raise ValueError(f"negatives must be (M, {anchors.shape[1]}), got {tuple(negatives.shape)}")
+    if negatives.ndim != anchors.ndim or negatives.shape[-1] != anchors.shape[-1]:
+        expected = ("M", "K")[: anchors.ndim - 1]
+        raise ValueError(
+            f"negatives must be ({', '.join(expected)}, {anchors.shape[-1]}), got {tuple(negatives.shape)}"
+        )
     # Autocast would round every product to bfloat16; at these sizes it saves nothing.
     with torch.autocast(anchors.device.type, enabled=False):
         anchors, positives, negatives = map(_full_precision, (anchors, positives, negatives))
-        return (anchors * positives).sum(dim=1), anchors @ negatives.T, positives @ negatives.T
+        if anchors.ndim == 2:
+            return (anchors * positives).sum(dim=1), anchors @ negatives.T, positives @ negatives.T
+        return (
+            (anchors @ positives.transpose(1, 2)).amax(dim=(1, 2)),
+            multiple_instance_similarities(anchors, negatives),
+            multiple_instance_similarities(positives, negatives),
+        )
 
 
 # --- N-pairs losses on similarities ----------------------------------------------------------------------------------
@@ -221,6 +233,7 @@ def retrieval_loss_terms(
     neighbor_images: Tensor | None = None,
     neighbor_texts: Tensor | None = None,
     neighbor_ids: Tensor | None = None,
+    has_neighbor: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms of Eq. 8 over one batch of pairs (x_i, y_i) and, where given, their drawn neighbors (x_i', y_i').
 
@@ -232,6 +245,8 @@ def retrieval_loss_terms(
     base_loss: called as base_loss(anchors, positives, negatives, negative_mask), for example
     `functools.partial(angular_npairs_loss, tan_squared_alpha=1.0)`. images, texts, neighbor_images, neighbor_texts:
     (B, D), or whatever base_loss takes. ids, neighbor_ids: (B,), the image_ids of the pairs and of their neighbors.
+    has_neighbor: (B,) bool, False where a pair has no neighbor and what stands in its place does not count; None means
+    that all have one.
 
     Raises ValueError where neighbors come without their ids, and what base_loss and `negative_mask` raise.
     """
@@ -242,6 +257,8 @@ def retrieval_loss_terms(
     if neighbor_ids is None:
         raise ValueError("neighbors need neighbor_ids, to be masked where they sit in the batch")
     mask = negative_mask(ids, ids, neighbor_ids)
+    if has_neighbor is not None:
+        mask = mask & has_neighbor[:, None]
     if neighbor_images is not None:
         terms["l_img"] = base_loss(images, neighbor_images, images, mask)
     if neighbor_texts is not None:
@@ -259,3 +276,185 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
     if not weights or not weights.keys() <= terms.keys():
         raise ValueError(f"cannot weigh the terms {sorted(terms)} with {weights}")
     return torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
+
+
+# --- STRUC, the structure-preserving loss ----------------------------------------------------------------------------
+
+
+def structure_preserving_loss_terms(
+    images: Tensor,
+    texts: Tensor,
+    ids: Tensor,
+    neighbor_images: Tensor | None = None,
+    neighbor_texts: Tensor | None = None,
+    neighbor_ids: Tensor | None = None,
+    has_neighbor: Tensor | None = None,
+    *,
+    margin: float = 0.1,
+    neighborhoods: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The four terms of Wang, Li and Lazebnik's loss (CVPR 2016, Eq. 5), STRUC in the paper's Table 2.
+
+    l_i2t : anchor x_i, positives every text of its image, negatives all other texts of the batch; λ = 1.
+    l_sym : anchor y_i, positive its image, negatives all other images of the batch; their λ1.
+    l_img : anchor x_i, positives N(x_i), negatives all other images; their λ2; only where neighbor_images is given.
+    l_text: anchor y_i, positives N(y_i), negatives all other texts; their λ3; only where neighbor_texts is given.
+
+    Each is `group_ranking_loss`, so that weights {"l_i2t": 1, "l_sym": λ1, "l_img": λ2, "l_text": λ3} give their Eq. 5
+    divided by B. Published there: margin 0.1, λ1 = 2, λ2 and λ3 0.1 or 0.2, and of the negatives only the 50 most
+    violating; ours are all negatives, which a batch of 64 has hardly more of. Table 2's columns are λ2 = 0 (Text) and
+    λ3 = 0 (Img).
+
+    images, texts, neighbor_images, neighbor_texts: (B, D), the pairs (x_i, y_i) and drawn neighbors (x_i', y_i'). ids,
+    neighbor_ids: (B,), their image_ids. has_neighbor: (B,) bool, False where there is none and a stand-in fills the
+    row: it is no candidate of any anchor and N is empty; None for all True. The neighborhoods:
+
+    - Ground truth (GT): y_i' is another caption of y_i's own image, hence neighbor_ids = ids, and N(y_i) holds all
+      captions of that image, drawn or of the batch. An image has no ground-truth neighbors but itself.
+    - Estimated (NN): (x_i', y_i') is drawn from y_i's nearest neighbors in Ω, and N(i) holds whatever has its image_id.
+      Other captions of the anchor's own image are then neither neighbor nor negative, as in `negative_mask`.
+    - neighborhoods: (B, 2B) bool names more members, True where the batch's pair j (column j) or the drawn pair j
+      (column B + j) is in y_i's list of neighbors; None for the drawn ones only.
+
+    What sets it apart from `retrieval_loss_terms` with `triplet_npairs_loss`, OURS (TRIP): all of a neighborhood must
+    be closer than all that is outside, not the drawn neighbor only; known neighbors are no negatives; the drawn
+    neighbors of other anchors are negatives too; distances are not squared; and the structure of one modality is used.
+    With one known neighbor an anchor and negatives from the batch alone, the terms are the same but for the distance.
+
+    Raises ValueError where neighbors come without their ids, and for shapes that do not fit.
+    """
+    same = ~negative_mask(ids, ids)
+    terms = {
+        "l_i2t": group_ranking_loss(images, texts, same, ~same, margin=margin),
+        "l_sym": group_ranking_loss(texts, images, same, ~same, margin=margin),
+    }
+    if neighbor_images is None and neighbor_texts is None:
+        return terms
+    if neighbor_ids is None:
+        raise ValueError("neighbors need neighbor_ids, to be masked where they sit in the batch")
+    members, others = neighborhood_masks(ids, neighbor_ids, has_neighbor, neighborhoods)
+    for name, anchors, neighbors in (("l_img", images, neighbor_images), ("l_text", texts, neighbor_texts)):
+        if neighbors is not None:
+            candidates = torch.cat([anchors, neighbors])
+            terms[name] = group_ranking_loss(anchors, candidates, members, others, margin=margin)
+    return terms
+
+
+def neighborhood_masks(
+    ids: Tensor, neighbor_ids: Tensor, has_neighbor: Tensor | None = None, neighborhoods: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Who is in N(i) and who is outside of it, (B, 2B) bool both, over the batch's pairs and then the drawn ones.
+
+    Arguments as for `structure_preserving_loss_terms`, the same ValueErrors. Neither are: the anchor itself, what
+    shares its image_id without being its neighbor, and stand-ins.
+    """
+    if neighbor_ids.shape != ids.shape:
+        raise ValueError(f"neighbor_ids must be {tuple(ids.shape)}, got {tuple(neighbor_ids.shape)}")
+    every = torch.ones_like(ids, dtype=torch.bool)
+    has_neighbor = every if has_neighbor is None else has_neighbor
+    _check_bool("has_neighbor", has_neighbor, ids.shape)
+    candidate_ids = torch.cat([ids, neighbor_ids])
+    members = (neighbor_ids[:, None] == candidate_ids) & has_neighbor[:, None]
+    others = negative_mask(ids, candidate_ids, neighbor_ids)
+    if neighborhoods is not None:
+        _check_bool("neighborhoods", neighborhoods, members.shape)
+        members, others = members | neighborhoods, others & ~neighborhoods
+    real = torch.cat([every, has_neighbor])
+    itself = torch.eye(len(ids), len(real), dtype=torch.bool, device=ids.device)
+    return members & real & ~itself, others & real
+
+
+def group_ranking_loss(
+    anchors: Tensor, candidates: Tensor, group_mask: Tensor, other_mask: Tensor, *, margin: float = 0.1
+) -> Tensor:
+    """mean_i Σ_{j in group i} Σ_{k in others of i} [margin + d(a_i, c_j) − d(a_i, c_k)]₊, a scalar.
+
+    Each term of Wang et al.'s Eq. 5 over its number of anchors, as the N-pairs losses are means over anchors too. d is
+    the Euclidean distance of L2-normalised embeddings, not squared, as there; the paper's triplet (Eq. 1) squares it.
+
+    anchors: (B, D). candidates: (M, D). Or (B, K, D) and (M, K, D), d then being that of the closest pair. group_mask,
+    other_mask: (B, M) bool. An anchor without a group, or without others, contributes 0. Sorting makes it O(BM log M)
+    in time and O(BM) in memory, where all its triplets are O(BM²). Precision as for `triplet_npairs_loss`. Raises
+    ValueError for shapes that do not fit.
+    """
+    distances = euclidean_distances(anchors, candidates)
+    _check_bool("group_mask", group_mask, distances.shape)
+    _check_bool("other_mask", other_mask, distances.shape)
+    if len(distances) == 0:
+        raise ValueError("a batch needs at least one anchor")
+    # With the others from near to far, those that violate the margin of c_j are the first v_j, and their hinges sum to
+    # v_j · (margin + d_j) − (the sum of the first v_j distances).
+    far = distances.masked_fill(~other_mask, math.inf).sort(dim=1).values
+    limits = margin + distances
+    violations = torch.searchsorted(far.detach(), limits.detach())
+    sums = torch.nn.functional.pad(far.masked_fill(far == math.inf, 0).cumsum(dim=1), (1, 0))
+    hinges = violations * limits - sums.gather(1, violations)
+    return hinges.masked_fill(~group_mask, 0).sum(dim=1).mean()
+
+
+def _check_bool(name: str, mask: Tensor, shape: torch.Size) -> None:
+    if mask.dtype != torch.bool or mask.shape != shape:
+        raise ValueError(f"{name} must be bool {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}")
+
+
+def euclidean_distances(anchors: Tensor, candidates: Tensor) -> Tensor:
+    """‖a_i − c_j‖ of L2-normalised (B, D) and (M, D), or that of the closest pair of (B, K, D) and (M, K, D): (B, M).
+
+    The square root of 2 − 2 a·c + 10⁻⁴, as Wang et al.'s published code has it: without the small term equal vectors
+    have no gradient. Raises ValueError where the shapes do not fit.
+    """
+    if anchors.ndim == candidates.ndim == 2:
+        anchors, candidates = anchors[:, None], candidates[:, None]
+    return (2 - 2 * multiple_instance_similarities(anchors, candidates)).clamp(min=0).add(1e-4).sqrt()
+
+
+# --- PVSE: several embeddings an instance ----------------------------------------------------------------------------
+
+
+def multiple_instance_similarities(a: Tensor, b: Tensor) -> Tensor:
+    """Greatest cosine among the K × K pairs of embeddings of two instances (Song & Soleymani, CVPR 2019): (B, M).
+
+    Their multiple-instance learning: a pair is right where one of its senses is, and only the closest ones are pulled.
+    Angular losses take a·p, a·n and p·n so, each with the closest pair of its own; that is ours, theirs is a triplet.
+
+    a: (B, K, D), b: (M, K', D), assumed L2-normalised. Raises ValueError where the shapes do not fit.
+    """
+    if a.ndim != 3 or b.ndim != 3 or a.shape[2] != b.shape[2]:
+        raise ValueError(f"embeddings must be (B, K, D) and (M, K, D), got {tuple(a.shape)} and {tuple(b.shape)}")
+    with torch.autocast(a.device.type, enabled=False):
+        products = _full_precision(a).flatten(0, 1) @ _full_precision(b).flatten(0, 1).T
+        return products.unflatten(1, b.shape[:2]).unflatten(0, a.shape[:2]).amax(dim=(1, 3))
+
+
+def diversity_loss(residuals: Tensor) -> Tensor:
+    """How alike the K attended residuals of an instance are, mean_b ‖R_b R_bᵀ − 1‖_F / K² with unit rows R_b, a scalar.
+
+    PVSE's diversity term (Song & Soleymani 2019), once a modality; theirs are the weight 0.1 and, in their published
+    code, the division by K². 0 for orthogonal residuals and for K = 1. residuals: (B, K, D). Raises ValueError for
+    other shapes.
+    """
+    if residuals.ndim != 3 or 0 in residuals.shape:
+        raise ValueError(f"residuals must be (B, K, D), got {tuple(residuals.shape)}")
+    with torch.autocast(residuals.device.type, enabled=False):
+        rows = torch.nn.functional.normalize(_full_precision(residuals), dim=2)
+        diagonal = torch.eye(rows.shape[1], dtype=torch.bool, device=rows.device)
+        off_diagonal = (rows @ rows.transpose(1, 2)).masked_fill(diagonal, 0)
+        return torch.linalg.vector_norm(off_diagonal, dim=(1, 2)).mean() / rows.shape[1] ** 2
+
+
+def mmd_loss(x: Tensor, y: Tensor, *, gamma: float = 0.5) -> Tensor:
+    """Maximum mean discrepancy of two sets of L2-normalised embeddings under the kernel exp(−γ‖u − v‖²), a scalar.
+
+    PVSE's domain discrepancy term (Song & Soleymani 2019): mean k(x, x) − 2 mean k(x, y) + mean k(y, y), which is ≥ 0
+    and 0 for equal sets; theirs are the weight 0.01 and γ = 0.5. Their published code takes ‖u − v‖ unsquared; the
+    radial basis function that they name squares it, and so do we.
+
+    x: (B, K, D), y: (M, K, D), or (B, D) and (M, D). Raises ValueError where the shapes do not fit.
+    """
+    if not (x.ndim == y.ndim and x.ndim in (2, 3)) or x.shape[-1] != y.shape[-1] or 0 in (*x.shape, *y.shape):
+        raise ValueError(f"embeddings must be (B, K, D) and (M, K, D), got {tuple(x.shape)} and {tuple(y.shape)}")
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = (_full_precision(z).flatten(0, -2) for z in (x, y))
+        kernels = ((2 * gamma * (u @ v.T - 1)).exp().mean() for u, v in ((x, x), (x, y), (y, y)))
+        within_x, between, within_y = kernels
+        return within_x - 2 * between + within_y

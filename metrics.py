@@ -2,8 +2,9 @@
 
 Embeddings are numpy arrays or torch tensors (on the CPU or a GPU, where the work is then done); row i of `queries` is
 paired with row i of `targets`, and rows of equal `groups` belong to the same image. Closeness is Euclidean distance:
-q·t − ‖t‖²/2 ranks targets as −‖q − t‖ does, and for L2-normalised embeddings as the inner product. Score matrices are
-computed in float32, block by block.
+q·t − ‖t‖²/2 ranks targets as −‖q − t‖ does, and for L2-normalised embeddings as the inner product. An item may have
+several vectors (PVSE): wherever (n, d) is asked for, (n, K, d) does as well, and two items are as close as the closest
+of their K × K pairs of vectors. Score matrices are computed in float32, block by block.
 
 Ties matter (a collapsed model must not score), and a matrix product may round equal columns differently, so every
 distinct vector is scored once: equal vectors have exactly equal scores.
@@ -11,6 +12,7 @@ distinct vector is scored once: equal vectors have exactly equal scores.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +22,51 @@ Matrix = np.ndarray | Tensor
 Labels = np.ndarray | Tensor | Sequence[int] | Sequence[str]
 
 BLOCK_SCORES = 2**24  # scores in memory at once: 64 MiB
+
+
+# --- Ranks of the pairs ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairRanks:
+    """Where the pairs stand in one direction's rankings, which its k-way Recall@1 and Recall@K are read off."""
+
+    closer: np.ndarray
+    """(n,) int64: possible negatives at least as close to the query as its pair."""
+    possible: np.ndarray
+    """(n,) int64: possible negatives, that is, items of other groups."""
+    best: np.ndarray
+    """(q,) int64: of every distinct query, its best-ranked own target's rank among all targets, from 1."""
+    best_groups: np.ndarray
+    """(q,): these queries' groups."""
+
+    def kway_success_probabilities(self, k: int) -> np.ndarray:
+        """As the function of that name. ValueError for k < 2, and where a query has no possible negative."""
+        _check_kway(k, self.possible)
+        probabilities = np.ones(len(self.closer))
+        # C(N − r, k − 1) / C(N, k − 1) = Π_i (N − r − i) / (N − i): one draw after the other passes the r by.
+        for drawn in range(min(k - 1, self.possible.max())):
+            left = self.possible - drawn
+            probabilities *= np.where(left > 0, np.maximum(left - self.closer, 0) / np.maximum(left, 1), 1.0)
+        return probabilities
+
+
+def rank_pairs(queries: Matrix, targets: Matrix, groups: Labels | None = None) -> PairRanks:
+    """Rank all targets for all queries, once for every metric that is read off the ranks.
+
+    Target rows of one group that hold the same vector are one item, so that an image of five captions is one candidate;
+    query rows likewise are one query of `best`. Ties are pessimistic: an item of another group at the same distance is
+    closer.
+
+    queries, targets: (n, d). groups: (n,), None for all different. Raises ValueError for other shapes and values that
+    are not finite.
+    """
+    labels = np.arange(len(queries)) if groups is None else _array(groups)
+    queries, gallery, groups = _retrieval(queries, targets, groups)
+    closer, closer_than_best = gallery.closer_negatives(queries, groups)
+    _, query = _distinct(queries.flatten(1))
+    _, row = np.unique(groups * (int(query.max()) + 1) + query, return_index=True)
+    return PairRanks(closer, gallery.possible_negatives(groups), 1 + closer_than_best[row], labels[row])
 
 
 # --- k-way Recall@1 --------------------------------------------------------------------------------------------------
@@ -37,22 +84,12 @@ def kway_success_probabilities(queries: Matrix, targets: Matrix, k: int, groups:
     """Per query, the probability that its pair is closer than k − 1 negatives drawn without replacement: (n,) float64.
 
     With r of N possible negatives at least as close as the pair (a tie is a miss): C(N − r, k − 1) / C(N, k − 1). The
-    possible negatives are the items of the other groups; target rows of one group that hold the same vector are one
-    item, so that an image of five captions is one candidate. Where N < k − 1, all N are drawn.
+    possible negatives are the items of the other groups. Where N < k − 1, all N are drawn.
 
-    queries, targets: (n, d). groups: (n,), None for all different. Raises ValueError for other shapes, values that are
-    not finite, k < 2, and where a query has no possible negative.
+    Items, arguments and errors as for `rank_pairs`; ValueError also for k < 2, and where a query has no possible
+    negative. For several k, or Recall@K as well, `rank_pairs` ranks but once.
     """
-    queries, gallery, groups = _retrieval(queries, targets, groups)
-    possible = gallery.possible_negatives(groups)
-    _check_kway(k, possible)
-    closer = gallery.closer_negatives(queries, groups, gallery.column)
-    probabilities = np.ones(len(queries))
-    # C(N − r, k − 1) / C(N, k − 1) = Π_i (N − r − i) / (N − i): one draw after the other passes the r by.
-    for drawn in range(min(k - 1, possible.max())):
-        left = possible - drawn
-        probabilities *= np.where(left > 0, np.maximum(left - closer, 0) / np.maximum(left, 1), 1.0)
-    return probabilities
+    return rank_pairs(queries, targets, groups).kway_success_probabilities(k)
 
 
 def sampled_kway_recall_at_1(
@@ -74,8 +111,10 @@ def sampled_kway_recall_at_1(
         drawn = _draw_without_replacement(rng, possible, k - 1)
         item = drawn + np.where(drawn >= start[:, None], (stop - start)[:, None], 0)  # a query's own items are skipped
         column = np.column_stack([gallery.column, gallery.item_column[item]])
-        for rows in _blocks(len(queries), k * queries.shape[1]):
-            distances = (gallery.vectors[column[rows]] - queries[rows, None]).square().sum(dim=2).cpu().numpy()
+        for rows in _blocks(len(queries), k * gallery.vectors_of_column.shape[1] * queries[0].numel()):
+            candidates = gallery.vectors[gallery.vectors_of_column[column[rows]]]
+            differences = candidates[:, :, :, None] - queries[rows, None, None]
+            distances = differences.square().sum(dim=4).amin(dim=(2, 3)).cpu().numpy()
             lost = (distances[:, 1:] <= distances[:, :1]) & (drawn[rows] >= 0)
             hits += int((~lost.any(axis=1)).sum())
     return hits / (repeats * len(queries))
@@ -107,11 +146,11 @@ def recall_at_k(queries: Matrix, targets: Matrix, ks: Sequence[int], groups: Lab
     """Recall@K as a share and the median rank over the full gallery, {"R@1": …, "R@5": …, "R@10": …, "median_rank": …}.
 
     As VSE++ (Faghri et al., BMVC 2018) evaluates, down to the median rank that is rounded down. Arguments and errors as
-    for `best_ranks`; ValueError also for a K below 1.
+    for `rank_pairs`; ValueError also for a K below 1.
     """
     if any(k < 1 for k in ks):
         raise ValueError(f"every K must be at least 1, got {list(ks)}")
-    ranks, _ = best_ranks(queries, targets, groups)
+    ranks = rank_pairs(queries, targets, groups).best
     recalls = {f"R@{k}": float((ranks <= k).mean()) for k in ks}
     return {**recalls, "median_rank": float(np.floor(np.median(ranks)))}
 
@@ -119,18 +158,11 @@ def recall_at_k(queries: Matrix, targets: Matrix, ks: Sequence[int], groups: Lab
 def best_ranks(queries: Matrix, targets: Matrix, groups: Labels | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Rank of every query's best-ranked own target among all targets, from 1, and the query's group.
 
-    Query rows of one group that hold the same vector are one query, target rows likewise one item. Ties are
-    pessimistic: items of other groups at the same distance count as ahead.
-
-    queries, targets: (n, d). groups: (n,), None for all different. Returns two arrays of the length of the distinct
-    queries, ordered by group. Raises ValueError for other shapes and values that are not finite.
+    Two arrays of the length of the distinct queries, ordered by group: `best` and `best_groups` of `rank_pairs`, with
+    the same arguments and errors.
     """
-    labels = np.arange(len(queries)) if groups is None else _array(groups)
-    queries, gallery, groups = _retrieval(queries, targets, groups)
-    first, column = _distinct(queries)
-    query_group, query_column = _items(groups, column)
-    ranks = 1 + gallery.closer_negatives(queries[first[query_column]], query_group)
-    return ranks, np.unique(labels)[query_group]
+    ranks = rank_pairs(queries, targets, groups)
+    return ranks.best, ranks.best_groups
 
 
 # --- Neighborhood preservation ---------------------------------------------------------------------------------------
@@ -150,20 +182,42 @@ def preserved_shares(embeddings: Matrix, reference: Matrix, k: int = 200) -> np.
     An item is no neighbor of its own. Where several are tied at the k-th place (many texts may be the same
     boilerplate), the share is its expectation over breaking these ties at random.
 
-    embeddings: (n, d), reference: (n, d'), rows aligned; k above n − 1 is taken as n − 1. Raises ValueError for other
-    shapes, values that are not finite, k < 1 and n < 2.
+    embeddings: (n, d), reference: (n, d') with one vector an item, rows aligned; k above n − 1 is taken as n − 1.
+    Raises ValueError for other shapes, values that are not finite, k < 1 and n < 2. For several k or several spaces,
+    `all_preserved_shares` looks up the neighbors but once.
     """
-    spaces = [_matrix(embeddings, "embeddings"), _matrix(reference, "reference")]
-    n = len(spaces[0])
-    if len(spaces[1]) != n:
-        raise ValueError(f"embeddings and reference must have as many rows, got {n} and {len(spaces[1])}")
-    _check_neighbors(n, k)
-    k = min(k, n - 1)
-    galleries = [_Gallery(space) for space in spaces]
-    shares = np.empty(n)
-    for rows in _blocks(n, n):
-        belongs = [_neighbors(gallery, space, rows, k) for gallery, space in zip(galleries, spaces, strict=True)]
-        shares[rows] = (belongs[0] * belongs[1]).sum(dim=1).cpu().numpy() / k
+    return all_preserved_shares([embeddings], reference, [k])[0, 0]
+
+
+def all_preserved_shares(spaces: Sequence[Matrix], reference: Matrix, ks: Sequence[int]) -> np.ndarray:
+    """`preserved_shares` of every space (images, texts, …) for every k, with the same errors: (spaces, ks, n)."""
+    if np.ndim(reference) != 2:
+        raise ValueError(f"reference must be (n, d), got {np.ndim(reference)} dimensions")
+    vectors = [_vectors(reference, "reference"), *(_vectors(space, "embeddings") for space in spaces)]
+    n = len(vectors[0])
+    for space in vectors[1:]:
+        if len(space) != n:
+            raise ValueError(f"embeddings and reference must have as many rows, got {len(space)} and {n}")
+    for k in ks:
+        _check_neighbors(n, k)
+    ks = [min(k, n - 1) for k in ks]
+    galleries = [_Gallery(space) for space in vectors]
+    shares = np.empty((len(spaces), len(ks), n))
+    widest = max(gallery.width(space) for gallery, space in zip(galleries, vectors, strict=True))
+    for rows in _blocks(n, widest):
+        scores, nearest = _nearest(galleries[0], vectors[0], rows, max(ks))
+        for i, (gallery, space) in enumerate(zip(galleries[1:], vectors[1:], strict=True)):
+            own_scores, own_nearest = _nearest(gallery, space, rows, max(ks))
+            for j, k in enumerate(ks):
+                kept = own_scores.gather(1, nearest.indices[:, :k]) >= own_nearest.values[:, k - 1 : k]
+                share = kept.double().mean(dim=1)
+                # Only where the next one is as near as the k-th do several share the places that are left.
+                tied = [values[:, k] == values[:, k - 1] for values in (nearest.values, own_nearest.values)]
+                for row in (tied[0] | tied[1]).nonzero()[:, 0]:
+                    belongs = _neighbor_probabilities(scores[row], nearest.values[row], k)
+                    own_belongs = _neighbor_probabilities(own_scores[row], own_nearest.values[row], k)
+                    share[row] = (belongs * own_belongs).sum() / k
+                shares[i, j, rows] = share.cpu().numpy()
     return shares
 
 
@@ -178,16 +232,18 @@ def _check_neighbors(n: int, k: int) -> None:
         raise ValueError(f"neighbors need at least two items and k of at least 1, got n = {n} and k = {k}")
 
 
-def _neighbors(gallery: "_Gallery", vectors: Tensor, rows: slice, k: int) -> Tensor:
-    """Probability of every item to be among the k nearest of the rows' items, (rows, n): 0 or 1 but for ties."""
+def _nearest(gallery: "_Gallery", vectors: Tensor, rows: slice, k: int) -> tuple[Tensor, torch.return_types.topk]:
+    """Scores of all n items for the rows' items, (rows, n), and the k + 1 highest, nearest first."""
     scores = gallery.row_scores(vectors[rows])
     scores.diagonal(rows.start).fill_(-math.inf)
-    nearest = scores.topk(k + 1, dim=1).values
-    belongs = (scores >= nearest[:, k - 1 : k]).float()
-    # Only where the next one is as near as the k-th do several share the places that are left.
-    for row in (nearest[:, k] == nearest[:, k - 1]).nonzero()[:, 0].tolist():
-        tied = scores[row] == nearest[row, k]
-        belongs[row, tied] = (nearest[row, :k] == nearest[row, k]).sum() / tied.sum()
+    return scores, scores.topk(k + 1, dim=1)
+
+
+def _neighbor_probabilities(scores: Tensor, highest: Tensor, k: int) -> Tensor:
+    """Probability of each of n items to be among the k nearest, (n,): 0 or 1, but for those tied at the k-th place."""
+    belongs = (scores > highest[k - 1]).double()
+    tied = scores == highest[k - 1]
+    belongs[tied] = (highest[:k] == highest[k - 1]).sum() / tied.sum().double()
     return belongs
 
 
@@ -215,10 +271,10 @@ def average_precisions(queries: Matrix, targets: Matrix, query_labels: Labels, t
     queries: (n, d), targets: (m, d), query_labels: (n,), target_labels: (m,), integers or strings. Raises ValueError
     for other shapes and values that are not finite.
     """
-    queries, targets = _matrix(queries, "queries"), _matrix(targets, "targets")
+    queries, targets = _vectors(queries, "queries"), _vectors(targets, "targets")
     query_labels, target_labels = _array(query_labels), _array(target_labels)
-    if queries.shape[1] != targets.shape[1]:
-        raise ValueError(f"queries have {queries.shape[1]} dimensions, targets {targets.shape[1]}")
+    if queries.shape[2] != targets.shape[2]:
+        raise ValueError(f"queries have {queries.shape[2]} dimensions, targets {targets.shape[2]}")
     if query_labels.shape != (len(queries),) or target_labels.shape != (len(targets),):
         expected = f"({len(queries)},) and ({len(targets)},)"
         raise ValueError(f"labels must be {expected}, got {query_labels.shape} and {target_labels.shape}")
@@ -227,7 +283,7 @@ def average_precisions(queries: Matrix, targets: Matrix, query_labels: Labels, t
     for label in np.intersect1d(query_labels, target_labels):
         of_label = np.flatnonzero(query_labels == label)
         relevant = torch.from_numpy(np.flatnonzero(target_labels == label)).to(targets.device)
-        for rows in _blocks(len(of_label), len(targets)):
+        for rows in _blocks(len(of_label), gallery.width(queries)):
             scores = gallery.row_scores(queries[of_label[rows]])
             relevant_scores = _sorted(scores[:, relevant])
             at_least_as_close = len(targets) - torch.searchsorted(_sorted(scores), relevant_scores)
@@ -323,28 +379,41 @@ def _t_quantile(confidence: float, df: int) -> float:
 
 
 class _Gallery:
-    """Targets to be scored: every distinct vector once (a column), and the items, the distinct (group, column)."""
+    """Targets to be scored: every distinct vector once, every distinct set of K vectors once (a column), and the items,
+    the distinct (group, column)."""
 
     def __init__(self, targets: Tensor, groups: np.ndarray | None = None) -> None:
-        first, self.column = _distinct(targets)
-        if len(first) == len(targets):
-            self.vectors, self.column = targets, np.arange(len(targets))  # in their order: nothing to gather later
+        vectors = targets.flatten(0, 1)
+        first, number = _distinct(vectors)
+        if len(first) == len(vectors):
+            self.vectors, number = vectors, np.arange(len(vectors))  # in their order: nothing to gather later
         else:
-            self.vectors = targets[first]
+            self.vectors = vectors[first]
+        sets = np.sort(number.reshape(len(targets), -1), axis=1)
+        self.vectors_of_column, self.column = np.unique(sets, axis=0, return_inverse=True)
         self.half_squared_norms = self.vectors.square().sum(dim=1) / 2
         if groups is not None:
             self.item_group, self.item_column = _items(groups, self.column)
 
+    def width(self, queries: Tensor) -> int:
+        """Numbers that scoring one of the queries takes."""
+        return queries.shape[1] * max(self.vectors_of_column.size, len(self.column))
+
     def scores(self, queries: Tensor) -> Tensor:
-        """(b, columns), the higher the closer."""
-        return torch.addmm(-self.half_squared_norms, queries, self.vectors.T)
+        """(b, columns) of (b, K, d), the higher the closer."""
+        vectors = queries.flatten(0, 1)
+        scores = torch.addmm(-self.half_squared_norms, vectors, self.vectors.T)
+        if queries.shape[1] > 1:  # the vectors of one query compete, so that their own norms matter too
+            scores -= vectors.square().sum(dim=1, keepdim=True) / 2
+            scores = scores.unflatten(0, queries.shape[:2]).amax(dim=1)
+        if self.vectors_of_column.shape[1] > 1:
+            scores = _columns(scores, self.vectors_of_column.reshape(-1))
+            scores = scores.unflatten(1, self.vectors_of_column.shape).amax(dim=2)
+        return scores
 
     def row_scores(self, queries: Tensor) -> Tensor:
         """(b, target rows)."""
-        scores = self.scores(queries)
-        if scores.shape[1] == len(self.column):
-            return scores
-        return scores[:, torch.from_numpy(self.column).to(scores.device)]
+        return _columns(self.scores(queries), self.column)
 
     def own_items(self, query_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the items of every query's group start and stop."""
@@ -355,51 +424,61 @@ class _Gallery:
         start, stop = self.own_items(query_groups)
         return len(self.item_group) - (stop - start)
 
-    def closer_negatives(
-        self, queries: Tensor, query_groups: np.ndarray, pair_column: np.ndarray | None = None
-    ) -> np.ndarray:
-        """How many items of other groups are at least as close as the pair, per query.
+    def closer_negatives(self, queries: Tensor, query_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many items of other groups are at least as close as the pair, and as the closest item of the own group.
 
-        pair_column: the column of every query's pair; None for the closest item of the query's group.
+        queries: (n, K, d), row i paired with row i of the targets. Returns two arrays (n,), int64.
         """
         device = queries.device
         start, stop = self.own_items(query_groups)
         items_of_column = torch.from_numpy(np.bincount(self.item_column)).to(device, torch.float32)
-        closer = np.empty(len(queries), dtype=np.int64)
-        for rows in _blocks(len(queries), len(self.vectors)):
+        closer = np.empty((2, len(queries)), dtype=np.int64)
+        for rows in _blocks(len(queries), self.width(queries)):
             scores = self.scores(queries[rows])
             own = stop[rows] - start[rows]
             row = torch.from_numpy(np.repeat(np.arange(len(own)), own)).to(device)
             item = np.arange(own.sum()) - np.repeat(own.cumsum() - own - start[rows], own)
             own_scores = scores[row, torch.from_numpy(self.item_column[item]).to(device)]
-            if pair_column is None:
-                pair = scores.new_full((len(own),), -math.inf).scatter_reduce(0, row, own_scores, "amax")
-            else:
-                pair = scores.gather(1, torch.from_numpy(pair_column[rows, None]).to(device))[:, 0]
-            at_least_as_close = (scores >= pair[:, None]).float() @ items_of_column
-            at_least_as_close.index_add_(0, row, (own_scores >= pair[row]).float(), alpha=-1)
-            closer[rows] = at_least_as_close.cpu().numpy()
-        return closer
+            best = scores.new_full((len(own),), -math.inf).scatter_reduce(0, row, own_scores, "amax")
+            pair = scores.gather(1, torch.from_numpy(self.column[rows, None]).to(device))[:, 0]
+            others = [(1, best, scores.clone())] if not torch.equal(pair, best) else []
+            for which, threshold, matrix in (*others, (0, pair, scores)):
+                # In place: a matrix of this size is faster to overwrite than to allocate.
+                at_least_as_close = matrix.ge_(threshold[:, None]) @ items_of_column
+                at_least_as_close.index_add_(0, row, (own_scores >= threshold[row]).float(), alpha=-1)
+                closer[which, rows] = at_least_as_close.cpu().numpy()
+            if not others:
+                closer[1, rows] = closer[0, rows]
+        return closer[0], closer[1]
+
+
+def _columns(scores: Tensor, columns: np.ndarray) -> Tensor:
+    """scores[:, columns], without a copy where that is all of them in their order."""
+    if np.array_equal(columns, np.arange(scores.shape[1])):
+        return scores
+    return scores[:, torch.from_numpy(columns).to(scores.device)]
 
 
 def _retrieval(queries: Matrix, targets: Matrix, groups: Labels | None) -> tuple[Tensor, _Gallery, np.ndarray]:
-    queries, targets = _matrix(queries, "queries"), _matrix(targets, "targets")
+    queries, targets = _vectors(queries, "queries"), _vectors(targets, "targets")
     if queries.shape != targets.shape:
         raise ValueError(
-            f"queries and targets must be pairs, (n, d) both, got {tuple(queries.shape)} and {tuple(targets.shape)}"
+            "queries and targets must be pairs, both (n, d) or both (n, K, d), got (n, K, d) = "
+            f"{tuple(queries.shape)} and {tuple(targets.shape)}"
         )
     codes = _group_codes(groups, len(queries))
     return queries, _Gallery(targets, codes), codes
 
 
-def _matrix(x: Matrix, name: str) -> Tensor:
+def _vectors(x: Matrix, name: str) -> Tensor:
+    """(n, K, d) float32 of (n, K, d) or of (n, d), where K is 1."""
     # A copy, because torch warns of the read-only arrays that memory-mapping gives.
     x = x.detach().float() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float32))
-    if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"{name} must be (n, d), got {tuple(x.shape)}")
+    if x.ndim not in (2, 3) or 0 in x.shape:
+        raise ValueError(f"{name} must be (n, d) or (n, K, d), got {tuple(x.shape)}")
     if not x.isfinite().all():  # no negative is closer than a NaN pair: recall would be perfect
         raise ValueError(f"{name} hold values that are not finite")
-    return x
+    return x if x.ndim == 3 else x[:, None]
 
 
 def _array(x: np.ndarray | Tensor | Sequence) -> np.ndarray:

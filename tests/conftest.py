@@ -13,24 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 torch.set_num_threads(2)
 
-# A made-up dataset so small that every step takes a second, with a backbone that needs no weights.
-TINY = [
-    "--config",
-    str(ROOT / "configs" / "synthetic.yaml"),
-    *("--dataset.synthetic.pairs", "160"),
-    *("--dataset.synthetic.topics", "4"),
-    *("--doc2vec.vector_size", "16"),
-    *("--doc2vec.epochs", "5"),
-    *("--doc2vec.min_count", "2"),
-    *("--neighbors.k", "5"),
-    *("--model.dimensions", "16"),
-    *("--model.image.size", "32"),
-    *("--training.max_epochs", "2"),
-    *("--training.batch_size", "32"),
-    *("--training.workers", "0"),
-    *("--evaluation.kway", "[2,5]"),
-    *("--evaluation.preservation_k", "3"),
-]
+# A made-up dataset so small that every step takes a second or two.
+TINY = ["--config", str(ROOT / "tests" / "tiny.yaml")]
 
 
 def run_script(
@@ -58,8 +42,14 @@ def one_line_error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def prepare(work: Path, *words: str) -> None:
-    """Steps 0 to 3 on the tiny dataset."""
-    for script in ("prepare_dataset.py", "train_doc2vec.py", "extract_doc2vec_vectors.py", "knn_document_features.py"):
+    """Steps 0 to 3 on the tiny dataset, and its images' features, so that not every test computes them."""
+    for script in (
+        "prepare_dataset.py",
+        "train_doc2vec.py",
+        "extract_doc2vec_vectors.py",
+        "knn_document_features.py",
+        "extract_image_features.py",
+    ):
         run_script(script, *TINY, "--work", work, *words)
 
 

@@ -503,3 +503,19 @@ def test_ids_that_do_not_fit() -> None:
             negative_mask(*arguments)
     with pytest.raises(ValueError, match="neighbor_ids"):
         retrieval_loss_terms(LOGSUMEXP, FOUR, FOUR, ids, FOUR, FOUR)
+
+
+def test_a_pair_without_a_neighbor_contributes_nothing_to_the_neighbor_terms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y, stand_in = (
+        torch.nn.functional.normalize(torch.randn(4, 6, generator=generator), dim=1).requires_grad_() for _ in range(3)
+    )
+    ids, neighbor_ids = torch.arange(4), torch.arange(10, 14)
+    has = torch.tensor([True, True, False, True])
+    terms = retrieval_loss_terms(LOGSUMEXP, x, y, ids, stand_in, stand_in, neighbor_ids, has)
+    mask = negative_mask(ids, ids, neighbor_ids)
+    for name, own in (("l_img", x), ("l_text", y)):
+        each = [LOGSUMEXP(own[i : i + 1], stand_in[i : i + 1], own, mask[i : i + 1]) for i in (0, 1, 3)]
+        torch.testing.assert_close(terms[name], torch.stack(each).sum() / 4)
+    (terms["l_img"] + terms["l_text"]).backward()
+    assert not stand_in.grad[2].any()

@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score
 
 import metrics
 from metrics import (
+    all_preserved_shares,
     average_precisions,
     best_ranks,
     bootstrap_interval,
@@ -26,6 +27,7 @@ from metrics import (
     paired_t_interval,
     preservation_chance,
     preserved_shares,
+    rank_pairs,
     recall_at_k,
     sampled_kway_recall_at_1,
 )
@@ -248,6 +250,21 @@ def test_recall_at_k_is_vse_plus_plus_i2t_and_t2i() -> None:
         assert 0 < ours["R@1"] < ours["R@5"]
 
 
+@every_data
+def test_every_rank_metric_can_be_read_off_one_ranking(
+    queries: np.ndarray, targets: np.ndarray, groups: np.ndarray | None
+) -> None:
+    ranks = rank_pairs(queries, targets, groups)
+    for k in (2, 5):
+        separately = kway_success_probabilities(queries, targets, k, groups)
+        assert np.array_equal(ranks.kway_success_probabilities(k), separately)
+    best, best_groups = best_ranks(queries, targets, groups)
+    assert np.array_equal(ranks.best, best) and np.array_equal(ranks.best_groups, best_groups)
+    assert len(ranks.closer) == len(ranks.possible) == len(queries) >= len(best)
+    with pytest.raises(ValueError, match="at least 2"):
+        ranks.kway_success_probabilities(1)
+
+
 # --- Neighborhood preservation ---------------------------------------------------------------------------------------
 
 
@@ -284,6 +301,17 @@ def test_preservation_by_a_collapsed_space_is_chance(k: int) -> None:
     collapsed = np.tile(gaussian(1, 7, 1), (12, 1))
     np.testing.assert_allclose(preserved_shares(collapsed, gaussian(12, 3, 2), k), preservation_chance(12, k))
     np.testing.assert_allclose(preserved_shares(collapsed, collapsed, k), preservation_chance(12, k), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [gaussian, lattice], ids=["no ties", "ties"])
+def test_all_preserved_shares_are_those_of_each_space_and_k(make: Callable[[int, int, int], np.ndarray]) -> None:
+    images, texts, reference = make(30, 3, 1), make(30, 4, 2), make(30, 3, 3)
+    shares = all_preserved_shares([images, texts], reference, [4, 11, 1, 100])
+    assert shares.shape == (2, 4, 30)
+    for i, space in enumerate((images, texts)):
+        for j, k in enumerate((4, 11, 1, 100)):
+            np.testing.assert_allclose(shares[i, j], preserved_shares(space, reference, k), rtol=1e-12)
+    assert (shares[:, 3] == 1).all()
 
 
 def test_preservation_of_unrelated_spaces_is_chance() -> None:
@@ -332,6 +360,145 @@ def test_average_precision_of_a_collapsed_space_is_the_share_of_relevant_targets
     x = np.tile(gaussian(1, 33, 1), (40, 1))
     labels = np.arange(40) % 4
     np.testing.assert_allclose(average_precisions(x, x, labels, labels), 0.25)
+
+
+# --- Several vectors an item -----------------------------------------------------------------------------------------
+
+SETS = {
+    "general vectors": lambda seed: gaussian(20 * 3, 4, seed).reshape(20, 3, 4),
+    "ties": lambda seed: lattice(20 * 3, 3, seed).reshape(20, 3, 3),
+}
+every_set = pytest.mark.parametrize("make", SETS.values(), ids=SETS.keys())
+
+
+def closest_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Of two items, (K, d) both: that of their closest pair of vectors."""
+    return min(distance(u, v) for u in x for v in y)
+
+
+def all_metrics_of_sets(queries: object, targets: object, groups: object, labels: object) -> list[float]:
+    reference = gaussian(len(queries), 3, 9)
+    return [
+        kway_recall_at_1(queries, targets, 4, groups),
+        sampled_kway_recall_at_1(queries, targets, 4, groups, repeats=2, seed=0),
+        *recall_at_k(queries, targets, [1, 3], groups).values(),
+        neighborhood_preservation(queries, reference, 5),
+        mean_average_precision(queries, targets, labels, labels),
+    ]
+
+
+@every_set
+@pytest.mark.parametrize("groups", [None, np.arange(20) % 8], ids=["no groups", "groups"])
+def test_items_of_several_vectors_are_ranked_by_their_closest_pair(
+    make: Callable[[int], np.ndarray], groups: np.ndarray | None
+) -> None:
+    queries, targets = make(1), make(2) + make(1) // 2
+    targets[3], targets[5] = targets[4], targets[13, ::-1]  # 5 and 13 are one item: of one group, in another order
+    names = range(20) if groups is None else groups.tolist()
+    items = {(g, tuple(sorted(map(tuple, t.tolist())))) for g, t in zip(names, targets, strict=True)}
+    probabilities, best = [], {}
+    for query, target, name in zip(queries, targets, names, strict=True):
+        lost = [closest_distance(query, np.array(v)) <= closest_distance(query, target) for g, v in items if g != name]
+        probabilities.append(math.comb(len(lost) - sum(lost), 3) / math.comb(len(lost), 3))
+        closest = min(closest_distance(query, np.array(v)) for g, v in items if g == name)
+        ahead = sum(closest_distance(query, np.array(v)) <= closest for g, v in items if g != name)
+        best[name, tuple(map(tuple, query.tolist()))] = 1 + ahead
+    np.testing.assert_allclose(kway_success_probabilities(queries, targets, 4, groups), probabilities, rtol=1e-12)
+    ranks, _ = best_ranks(queries, targets, groups)
+    assert sorted(ranks.tolist()) == sorted(best.values())
+    sampled = sampled_kway_recall_at_1(queries, targets, 4, groups, repeats=300, seed=1)
+    assert sampled == pytest.approx(np.mean(probabilities), abs=0.02)
+
+
+@every_set
+@pytest.mark.parametrize("k", [1, 4])
+def test_preserved_shares_of_items_of_several_vectors(make: Callable[[int], np.ndarray], k: int) -> None:
+    items, reference = make(1), gaussian(20, 4, 2)
+    expected = []
+    for i in range(20):
+        others = [j for j in range(20) if j != i]
+        distances = {j: closest_distance(items[i], items[j]) for j in others}
+        kth = sorted(distances.values())[k - 1]
+        nearer, tied = ([j for j in others if compare(distances[j], kth)] for compare in (np.less, np.equal))
+        kept = nearest(reference, i, k)
+        expected.append((len(kept & set(nearer)) + len(kept & set(tied)) * (k - len(nearer)) / len(tied)) / k)
+    np.testing.assert_allclose(preserved_shares(items, reference, k), expected)
+
+
+@every_set
+def test_average_precision_of_items_of_several_vectors(make: Callable[[int], np.ndarray]) -> None:
+    queries, targets = make(1), make(2)[:, :2]  # K need not be the same
+    labels = np.arange(20) % 3
+    expected = [
+        average_precision_score(labels == label, [-closest_distance(query, target) for target in targets])
+        for query, label in zip(queries, labels, strict=True)
+    ]
+    np.testing.assert_allclose(average_precisions(queries, targets, labels, labels), expected)
+
+
+@pytest.mark.parametrize("name", ["image to captions", "captions with ties", "caption to images"])
+def test_one_vector_an_item_changes_nothing(name: str) -> None:
+    queries, targets, groups = DATA[name]
+    single = all_metrics_of_sets(queries[:, None], targets[:, None], groups, groups % 3)
+    assert single == all_metrics_of_sets(queries, targets, groups, groups % 3)
+    twice = all_metrics_of_sets(*(np.repeat(x[:, None], 2, axis=1) for x in (queries, targets)), groups, groups % 3)
+    assert single == pytest.approx(twice)
+
+
+@pytest.mark.parametrize("n", [7, 130, 400])
+def test_a_vector_that_all_items_share_is_a_tie_wherever_it_stands(n: int) -> None:
+    """One of PVSE's heads may collapse: where it is the closest, all items are at the same distance."""
+    shared = np.tile(gaussian(1, 67, 1), (n, 1))
+    items = np.stack([shared, gaussian(n, 67, 2), gaussian(n, 67, 3)], axis=1)
+    order = np.random.default_rng(1).permuted(np.tile(np.arange(3), (n, 1)), axis=1)
+    items = np.take_along_axis(items, order[:, :, None], axis=1)
+    queries = np.stack([shared + 0.01 * gaussian(n, 67, 4), shared + 0.02 * gaussian(n, 67, 5)], axis=1)
+    queries = np.concatenate([queries, gaussian(n, 67, 6)[:, None] * 9], axis=1)
+    assert kway_recall_at_1(queries, items, 2) == 0
+    assert recall_at_k(queries, items, [n - 1, n]) == {f"R@{n - 1}": 0, f"R@{n}": 1, "median_rank": n}
+    k = n // 3
+    np.testing.assert_allclose(preserved_shares(items, gaussian(n, 5, 7), k), preservation_chance(n, k))
+
+
+def test_order_of_an_items_vectors_never_matters() -> None:
+    queries, targets, labels = SETS["general vectors"](1), SETS["general vectors"](2), np.arange(20) % 3
+    turned = all_metrics_of_sets(queries[:, ::-1], np.roll(targets, 1, axis=1), None, labels)
+    assert turned == pytest.approx(all_metrics_of_sets(queries, targets, None, labels))
+
+
+@every_set
+@pytest.mark.parametrize("size", [1, 50, 333])
+def test_blocks_never_matter_to_items_of_several_vectors(
+    make: Callable[[int], np.ndarray], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = make(1), make(2), np.arange(20) % 8, np.arange(20) % 3
+    expected = all_metrics_of_sets(*arguments)
+    monkeypatch.setattr(metrics, "BLOCK_SCORES", size)
+    assert all_metrics_of_sets(*arguments) == pytest.approx(expected, rel=1e-12)
+
+
+def test_blocks_are_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix product has K × K numbers a pair of items."""
+    largest = 0
+    addmm = torch.addmm
+
+    def measured(*arguments: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        product = addmm(*arguments)
+        largest = max(largest, product.numel())
+        return product
+
+    monkeypatch.setattr(torch, "addmm", measured)
+    monkeypatch.setattr(metrics, "BLOCK_SCORES", 5000)
+    items, labels = gaussian(100 * 3, 4, 1).reshape(100, 3, 4), np.arange(100) % 3
+    for run in (
+        lambda: rank_pairs(items, items + 1),
+        lambda: preserved_shares(items, items[:, 0], 5),
+        lambda: average_precisions(items, items + 1, labels, labels),
+    ):
+        largest = 0
+        run()
+        assert 1000 < largest <= 5000
 
 
 # --- Inputs and blocks -----------------------------------------------------------------------------------------------
@@ -402,7 +569,7 @@ def test_values_that_are_not_finite(bad: float) -> None:
 
 def test_retrieval_mistakes() -> None:
     x = gaussian(4, 3, 1)
-    for y in (x[:3], x[:, :2], x[0]):
+    for y in (x[:3], x[:, :2], x[0], x[:, None].repeat(2, axis=1)):
         with pytest.raises(ValueError, match="must be"):
             kway_recall_at_1(x, y, 2)
         with pytest.raises(ValueError, match="must be"):
@@ -431,6 +598,9 @@ def test_preservation_mistakes() -> None:
         preservation_chance(1, 1)
     with pytest.raises(ValueError, match="as many rows"):
         neighborhood_preservation(x, x[:3], 1)
+    for reference in (x[:, None], torch.from_numpy(x)[:, None], x[0]):
+        with pytest.raises(ValueError, match="reference must be"):
+            neighborhood_preservation(x, reference, 1)
 
 
 def test_average_precision_mistakes() -> None:

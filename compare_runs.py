@@ -1,0 +1,70 @@
+"""One table of several evaluated runs, and each one's difference from the first.
+
+    python compare_runs.py work/openclipart/runs/l_i2t_l_sym_1_l_img_0_l_text_0-seed=0 \\
+        work/openclipart/runs/l_i2t_l_sym_1_l_img_0_3_l_text_0_2-seed=0
+
+Reads each run's metrics.json and queries.parquet (evaluate.py). A difference is over the same test pairs, with a 95 %
+bootstrap interval over their images: over pairs, that is, not over trainings. Over seeds: compare_seeds.py.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from artifacts import read_json
+from config import UserError, run_script
+from metrics import bootstrap_interval
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of evaluated runs, the baseline first")
+    runs: list[Path] = parser.parse_args(argv).runs
+    figures = [read_figures(run) for run in runs]
+    queries = [read_queries(run) for run in runs]
+    for run, table in zip(runs, queries, strict=True):
+        if not table["pair"].equals(queries[0]["pair"]):
+            raise UserError(f"{run} was evaluated on other pairs than {runs[0]}; evaluate both on the same split")
+
+    for number, run in enumerate(runs):
+        print(f"[{number}] {run.name}")
+    header = "".join(f"{f'[{number}]':>9}" for number in range(len(runs)))
+    header += "".join(f"{f'[{number}] - [0]':>26}" for number in range(1, len(runs)))
+    names = [name for name in figures[0] if all(name in other for other in figures)]
+    width = max(map(len, names))
+    print(f"{'':{width}}{header}{'chance':>10}")
+    for name in names:
+        cells = [f"{run_figures[name]['value']:9.4f}" for run_figures in figures]
+        cells += [f"{difference(queries[0], other, name):>26}" for other in queries[1:]]
+        print(f"{name:{width}}{''.join(cells)}{figures[0][name]['chance']:10.4f}")
+
+
+def read_figures(run: Path) -> dict[str, dict[str, float]]:
+    """A run's figures; raises UserError where it is not evaluated."""
+    if not (run / "metrics.json").is_file():
+        raise UserError(f"{run} has no metrics.json; run evaluate.py --run {run} first")
+    return read_json(run / "metrics.json")["figures"]
+
+
+def read_queries(run: Path) -> pa.Table:
+    """What each pair scored in a run; raises UserError where that is missing or broken."""
+    try:
+        return pq.read_table(run / "queries.parquet")
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {run / 'queries.parquet'} ({error}); run evaluate.py --run {run} again") from None
+
+
+def difference(baseline: pa.Table, other: pa.Table, name: str) -> str:
+    """Mean difference of a figure over the same pairs with its 95 % interval; empty where it is not one of pairs."""
+    if name not in baseline.column_names:
+        return ""
+    differences = other[name].to_numpy() - baseline[name].to_numpy()
+    low, high = bootstrap_interval(differences, baseline["image_id"].to_numpy())
+    return f"{np.mean(differences):+.4f} [{low:+.4f} {high:+.4f}]"
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,196 @@
+"""From the prepared files in WORK to batches: which pairs and neighbors, their token arrays, their images."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from artifacts import FIND_NEIGHBORS, output_paths, read_array
+from config import Settings, UserError
+from images import UnreadableImage, load_image
+from pairs import SPLITS, Images, distinct, load_images, read_pairs, rows_of_split
+
+
+@dataclass
+class Prepared:
+    """What steps 0 to 2 prepared. N pairs."""
+
+    images: Images
+    image_ids: np.ndarray
+    """(N,) int64, equal where pairs share an `image_id`."""
+    categories: np.ndarray
+    """(N,) int64, number in `category_names`, -1 where a pair has none."""
+    category_names: list[str]
+    tokens: np.ndarray
+    """(T,) int32, all word sequences one after the other."""
+    offsets: np.ndarray
+    """(N + 1,) int64, where each pair's words begin in `tokens`."""
+    rows: dict[str, np.ndarray]
+    """Pair numbers (int64) of each split that can be used: those whose text has a known word."""
+    unused: dict[str, int]
+    """Pairs of each split without a known word."""
+    max_words: int | None = None
+    """Words of a text that are read, from its beginning; None reads all."""
+
+    def texts(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Words of `rows`: (B, L) int64 padded with 0, and (B,) lengths."""
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]
+        if self.max_words:
+            ends = np.minimum(ends, starts + 1 + self.max_words)  # <start> is no word
+        lengths = ends - starts
+        padded = np.zeros((len(rows), max(int(lengths.max(initial=1)), 1)), dtype=np.int64)
+        for line, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            padded[line, : end - start] = self.tokens[start:end]
+        return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+def load_prepared(settings: Settings) -> Prepared:
+    """Map the prepared files; raises UserError where they are missing or a split has no pair that can be used."""
+    work = settings.work_folder
+    table = read_pairs(work, ["image_id", "category", "split"])
+    offsets = read_array(work / "doc2vec" / "offsets.npy")
+    has_words = np.diff(offsets) > 0
+    split_rows = {split: rows_of_split(table, split) for split in SPLITS}
+    rows = {split: numbers[has_words[numbers]] for split, numbers in split_rows.items()}
+    for split, numbers in rows.items():
+        if not len(numbers):
+            raise UserError(f"no pair of split {split} in {work} has a word of the vocabulary; lower doc2vec.min_count")
+    categories, category_names = distinct(table["category"].fill_null(""))
+    if "" in category_names:
+        null = category_names.index("")
+        categories = np.where(categories == null, -1, categories - (categories > null))
+        category_names.remove("")
+    return Prepared(
+        images=load_images(work),
+        image_ids=distinct(table["image_id"])[0],
+        categories=categories,
+        category_names=category_names,
+        tokens=read_array(work / "doc2vec" / "tokens.npy"),
+        offsets=offsets,
+        rows=rows,
+        unused={split: len(split_rows[split]) - len(rows[split]) for split in SPLITS},
+        max_words=settings.model.text.max_words,
+    )
+
+
+class Neighbors:
+    """The neighbor table of the train pairs, and the draw of a positive from it: Psi of Eq. 5."""
+
+    def __init__(self, settings: Settings, data: Prepared) -> None:
+        rows, indices, _ = (read_array(path) for path in output_paths(FIND_NEIGHBORS, settings))
+        if not np.array_equal(rows, data.rows["train"]):
+            raise UserError(
+                f"{settings.work_folder} has neighbors of other train pairs; run {FIND_NEIGHBORS.script} again"
+            )
+        self.indices = indices[:, : settings.neighbors.draw_from]
+        self.anywhere = data.rows["train"] if settings.neighbors.draw == "anywhere" else None
+        self.image_ids = data.image_ids
+
+    def draw(self, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One pair number (int64) for each train pair, given by its position in the table; -1 where it has none.
+
+        Uniform over the pair's neighbors or, as a control (`neighbors.draw: anywhere`), over all other train pairs.
+        """
+        if self.anywhere is None:
+            count = (self.indices[positions] >= 0).sum(axis=1)
+            choice = (rng.random(len(positions)) * count).astype(np.int64)
+            return np.where(
+                count > 0, self.indices[positions, np.minimum(choice, np.maximum(count - 1, 0))], -1
+            ).astype(np.int64)
+        own = self.anywhere[positions]
+        drawn = rng.choice(self.anywhere, size=len(positions))
+        for _ in range(100):
+            same = self.image_ids[drawn] == self.image_ids[own]
+            if not same.any():
+                return drawn
+            drawn[same] = rng.choice(self.anywhere, size=int(same.sum()))
+        return np.where(self.image_ids[drawn] == self.image_ids[own], -1, drawn)
+
+
+@dataclass
+class BatchPlan:
+    """One minibatch before anything is loaded: pair numbers, and whether each image is mirrored. B pairs."""
+
+    rows: np.ndarray
+    """(B,) int64, pairs."""
+    neighbors: np.ndarray
+    """(B,) int64, drawn neighbor pairs; -1 where a pair has none."""
+    flips: np.ndarray
+    """(B,) bool."""
+    neighbor_flips: np.ndarray
+    """(B,) bool."""
+
+
+def plan_epoch(
+    rows: np.ndarray, neighbors: Neighbors | None, batch_size: int, *, flip: bool, seed: int, epoch: int
+) -> list[BatchPlan]:
+    """All minibatches of an epoch: each train pair once, in random order, each with a neighbor drawn afresh.
+
+    Everything random is drawn here, from `seed` and `epoch` alone, so that a batch is the same whatever came before it:
+    a resumed run goes on as if it had never stopped.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(rows))
+    drawn = neighbors.draw(order, rng) if neighbors else np.full(len(rows), -1)
+    flips = rng.random((2, len(rows))) < (0.5 if flip else 0.0)
+    return [
+        BatchPlan(rows[order[part]], drawn[part], flips[0, part], flips[1, part])
+        for start in range(0, len(rows), batch_size)
+        for part in [slice(start, start + batch_size)]
+    ]
+
+
+# Images
+
+
+class ImageFiles(Dataset[Tensor]):
+    """Image files as (3, S, S) uint8 pixels; raises UserError, naming the file, where one cannot be read."""
+
+    def __init__(self, images: Images, size: int, max_pixels: int) -> None:
+        self.images, self.size, self.max_pixels = images, size, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.images.paths)
+
+    def __getitem__(self, number: int) -> Tensor:
+        path = self.images.root / self.images.paths[number]
+        try:
+            image = load_image(path, size=self.size, max_pixels=self.max_pixels)
+        except UnreadableImage as error:
+            raise UserError(f"{path} was readable when it was prepared and now is not: {error}") from None
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class PixelSource:
+    """Batches of pixels from image files, decoded in `workers` processes and mirrored on `device`."""
+
+    def __init__(self, files: ImageFiles, workers: int, device: torch.device) -> None:
+        self.files, self.workers, self.device = files, workers, device
+
+    def batches(self, requests: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
+        """For each request (image numbers, flips), both (B,): uint8 pixels (B, 3, S, S) on the device."""
+        loader = DataLoader(
+            self.files,
+            batch_sampler=[numbers.tolist() for numbers, _ in requests],
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        for pixels, (_, flips) in zip(loader, requests, strict=True):
+            pixels = pixels.to(self.device, non_blocking=True)
+            mirrored = torch.from_numpy(flips).to(self.device)[:, None, None, None]
+            yield torch.where(mirrored, pixels.flip(3), pixels)
+
+
+class FeatureSource:
+    """Batches of a frozen backbone's cached features; `features` is (I, 2, F), image and mirror image."""
+
+    def __init__(self, features: np.ndarray, device: torch.device) -> None:
+        self.features, self.device = features, device
+
+    def batches(self, requests: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
+        """For each request (image numbers, flips), both (B,): features (B, F) on the device."""
+        for numbers, flips in requests:
+            yield torch.from_numpy(self.features[numbers, flips.astype(np.int64)]).to(self.device)

@@ -1,0 +1,131 @@
+"""Images and texts through the model in batches: a frozen backbone's cached features, and embeddings."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from artifacts import fingerprint, read_array, read_json, versions, write_json, written_whole
+from config import Settings, UserError
+from datasets import FeatureSource, ImageFiles, PixelSource, Prepared
+from models import Backbone, TwoStream, seeded
+from pairs import Images
+
+ImageSource = PixelSource | FeatureSource
+
+
+def autocast(settings: Settings, device: torch.device) -> torch.autocast:
+    """The autocast that `training.precision` asks for."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.training.precision == "bf16")
+
+
+def image_files(settings: Settings, images: Images) -> ImageFiles:
+    """The dataset's images at the model's size."""
+    return ImageFiles(images, settings.model.image.size, settings.dataset.max_pixels)
+
+
+def features_path(settings: Settings) -> Path:
+    """Where the features of this backbone at this size and precision lie."""
+    encoder = settings.model.image
+    weights = Path(encoder.weights).stem if encoder.weights not in ("imagenet", "none") else encoder.weights
+    seed = f"-seed={settings.seed}" if encoder.weights == "none" else ""
+    name = f"{encoder.backbone}-{weights}-{encoder.size}-{settings.training.precision}{seed}"
+    return settings.features_folder / name / "features.npy"
+
+
+def images_digest(images: Images) -> str:
+    """Changes when the list of images, or the size or time of one of the files, does."""
+    digest = hashlib.sha256()
+    for path in images.paths:
+        try:
+            status = (images.root / path).stat()
+        except OSError as error:
+            raise UserError(f"{images.root / path}: {error.strerror}; run prepare_dataset.py again") from None
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _made_from(settings: Settings, images: Images) -> dict[str, object]:
+    encoder = settings.model.image
+    weights = encoder.weights
+    if weights not in ("imagenet", "none"):
+        try:
+            weights = fingerprint(Path(weights))
+        except OSError as error:
+            raise UserError(f"cannot read model.image.weights {weights}: {error.strerror}") from None
+    return {"images": images_digest(images), "backbone": encoder.backbone, "weights": weights, "size": encoder.size}
+
+
+@torch.no_grad()
+def cached_features(settings: Settings, images: Images, device: torch.device) -> np.ndarray:
+    """Features (I, 2, F), float32, of every image ([:, 0]) and of its mirror image ([:, 1]), memory-mapped.
+
+    They are those of the backbone as pretrained, computed, under `training.precision`, where they are not there yet or
+    where the images or the weights have changed.
+    """
+    path, made_from = features_path(settings), _made_from(settings, images)
+    stamp = path.with_name("features.json")
+    if path.exists() and stamp.exists() and read_json(stamp)["made_from"] == made_from:
+        return read_array(path)
+    stamp.unlink(missing_ok=True)
+
+    with seeded(settings):
+        backbone = Backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
+    count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
+    source = PixelSource(image_files(settings, images), settings.training.workers, device)
+    parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+    requests = [(part, np.zeros(len(part), dtype=bool)) for part in parts]
+    with (
+        written_whole(path) as beside,
+        tqdm(total=count, desc=f"features of {settings.model.image.backbone}", unit="image", disable=None) as progress,
+    ):
+        shape = (count, 2, backbone.features)
+        features = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
+        for part, pixels in zip(parts, source.batches(requests), strict=True):
+            with autocast(settings, device):
+                both = backbone(torch.cat([pixels, pixels.flip(3)]))
+            features[part] = both.float().view(2, len(part), -1).transpose(0, 1).cpu().numpy()
+            progress.update(len(part))
+        features.flush()
+    write_json(stamp, {"made_from": made_from, "versions": versions()})
+    print(f"wrote {path}")
+    return read_array(path)
+
+
+def image_source(settings: Settings, data: Prepared, device: torch.device) -> ImageSource:
+    """Where batches of images come from: cached features for a frozen backbone, otherwise the image files."""
+    if settings.model.image.trainable or not settings.model.image.cache_features:
+        return PixelSource(image_files(settings, data.images), settings.training.workers, device)
+    return FeatureSource(cached_features(settings, data.images, device), device)
+
+
+@torch.no_grad()
+def embed_pairs(
+    model: TwoStream, data: Prepared, images: ImageSource, rows: np.ndarray, settings: Settings, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Embeddings (R, D), float32, of the images and of the texts of the pairs `rows`, in eval mode.
+
+    An image that several pairs share is embedded once, so that these rows are equal to the last bit.
+    """
+    model.eval()
+    size = settings.evaluation.batch_size
+    numbers, image_of_row = np.unique(data.images.of_pair[rows], return_inverse=True)
+    parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    x, y = [], []
+    batches = images.batches([(part, np.zeros(len(part), dtype=bool)) for part in parts])
+    for batch in tqdm(batches, total=len(parts), desc="images", unit="batch", leave=False, disable=None):
+        with autocast(settings, device):
+            x.append(model.images(batch))
+    # Texts of like length share a batch, which leaves little padding.
+    by_length = np.argsort(np.diff(data.offsets)[rows], kind="stable")
+    for start in tqdm(range(0, len(rows), size), desc="texts", unit="batch", leave=False, disable=None):
+        tokens, lengths = data.texts(rows[by_length[start : start + size]])
+        with autocast(settings, device):
+            y.append(model.texts(tokens.to(device), lengths))
+    texts = torch.cat(y)
+    return torch.cat(x)[torch.from_numpy(image_of_row).to(device)], texts[
+        torch.from_numpy(np.argsort(by_length)).to(device)
+    ]

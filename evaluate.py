@@ -1,0 +1,170 @@
+"""Step 5: measure a trained model on the test pairs.
+
+    python evaluate.py --run work/openclipart/runs/l_i2t_l_sym_1_l_img_0_3_l_text_0_2-seed=0
+
+Reads the run's best.pt and config.yaml (flags such as --evaluation.kway [5,20] win over it), the pairs of the test
+split and their Doc2Vec vectors. Prints one table and writes it to the run's folder: metrics.json, queries.parquet (what
+each pair scored, for paired comparisons of runs) and TensorBoard scalars.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import metrics
+from artifacts import fingerprint, read_array, read_json, write_json, written_whole
+from config import Settings, make_parser, parse_settings, peek, run_script, select
+from datasets import Prepared, load_prepared
+from encoding import embed_pairs, image_source
+from runs import choose_device, finished_run, load_model
+
+SHAPING = tuple(
+    f"evaluation.{name}" for name in ("split", "kway", "sampled_repeats", "recall_at", "preservation_k", "bootstrap")
+)
+
+Figures = dict[str, dict[str, float]]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--run", required=True, help="folder of a finished run, WORK/runs/NAME")
+    argv = sys.argv[1:] if argv is None else argv
+    run = Path((peek(argv, "--run") or [""])[-1])
+    settings, _, _ = parse_settings(parser, argv, base=finished_run(run)[0] if run.name else None)
+
+    made_from = {"settings": select(settings, SHAPING), "checkpoint": fingerprint(run / "best.pt")}
+    stamp, outputs = run / "evaluate.json", [run / "metrics.json", run / "queries.parquet"]
+    if stamp.exists() and read_json(stamp) == made_from and all(path.exists() for path in outputs):
+        print_table(read_json(outputs[0])["figures"])
+        for path in outputs:
+            print(f"up to date {path}")
+        return
+    stamp.unlink(missing_ok=True)
+
+    device = choose_device(settings)
+    data = load_prepared(settings)
+    model = load_model(run, settings, device)
+    rows = data.rows[settings.evaluation.split]
+    x, y = embed_pairs(model, data, image_source(settings, data, device), rows, settings, device)
+    reference = np.array(read_array(settings.work_folder / "doc2vec" / "vectors.npy")[rows])
+    figures, queries = measure(x, y, reference, data, rows, settings)
+
+    print(
+        f"{len(rows):,} {settings.evaluation.split} pairs of {len(np.unique(data.image_ids[rows])):,} images, "
+        f"{data.unused[settings.evaluation.split]:,} pairs without a known word left out"
+    )
+    print_table(figures)
+    best_epoch = read_json(run / "run.json")["best_epoch"]
+    with written_whole(outputs[1]) as beside:
+        pq.write_table(queries, beside)
+    write_json(
+        outputs[0],
+        {
+            "split": settings.evaluation.split,
+            "pairs": len(rows),
+            "pairs_without_known_word": data.unused[settings.evaluation.split],
+            "epoch": best_epoch,
+            "figures": figures,
+        },
+    )
+    write_scalars(run, figures, settings.evaluation.split, best_epoch)
+    write_json(stamp, made_from)
+    for path in outputs:
+        print(f"wrote {path}")
+
+
+def measure(
+    x: torch.Tensor, y: torch.Tensor, reference: np.ndarray, data: Prepared, rows: np.ndarray, settings: Settings
+) -> tuple[Figures, pa.Table]:
+    """Every figure with its 95 % interval and its value by chance, and what each pair scored.
+
+    x, y: (R, D) embeddings of the pairs `rows`' images and texts; reference: (R, d) their Doc2Vec vectors.
+    """
+    evaluation = settings.evaluation
+    groups = data.image_ids[rows]
+    ways = {"image_to_text": (x, y), "text_to_image": (y, x)}
+    figures: Figures = {}
+    columns: dict[str, np.ndarray] = {"pair": rows, "image_id": groups}
+
+    def add(name: str, values: np.ndarray, chance: float, value_groups: np.ndarray = groups) -> None:
+        low, high = metrics.bootstrap_interval(values, value_groups, resamples=evaluation.bootstrap, seed=settings.seed)
+        figures[name] = {"value": float(np.mean(values)), "low": low, "high": high, "chance": chance}
+        if value_groups is groups:
+            columns[name] = values
+
+    for k in evaluation.kway:
+        for way, (queries, targets) in ways.items():
+            name = f"{k}way_recall_at_1_{way}"
+            add(name, metrics.kway_success_probabilities(queries, targets, k, groups), 1 / k)
+            if evaluation.sampled_repeats:
+                figures[name]["sampled"] = metrics.sampled_kway_recall_at_1(
+                    queries, targets, k, groups, repeats=evaluation.sampled_repeats, seed=settings.seed
+                )
+
+    for way, (queries, targets) in ways.items():
+        ranks, rank_groups = metrics.best_ranks(queries, targets, groups)
+        gallery = len(np.unique(groups)) if way == "text_to_image" else len(rows)
+        for k in evaluation.recall_at:
+            hits = (ranks <= k).astype(float)
+            low, high = metrics.bootstrap_interval(
+                hits, rank_groups, resamples=evaluation.bootstrap, seed=settings.seed
+            )
+            figures[f"recall_at_{k}_{way}"] = {
+                "value": float(hits.mean()),
+                "low": low,
+                "high": high,
+                "chance": min(k / gallery, 1.0),
+            }
+        figures[f"median_rank_{way}"] = {"value": float(np.median(ranks)), "chance": (gallery + 1) / 2}
+
+    one_percent = max(round(len(rows) / 100), 1)
+    for label, k in ((str(evaluation.preservation_k), evaluation.preservation_k), ("1_percent", one_percent)):
+        if k >= len(rows) - 1:
+            print(f"neighborhood preservation of {k} neighbors is left out: there are only {len(rows)} pairs")
+            continue
+        for modality, embeddings in (("images", x), ("texts", y)):
+            shares = metrics.preserved_shares(embeddings, reference, k)
+            add(f"preservation_{label}_{modality}", shares, metrics.preservation_chance(len(rows), k))
+
+    labels = data.categories[rows]
+    texts = np.flatnonzero(labels >= 0)
+    if len(texts):
+        images = texts[np.unique(groups[texts], return_index=True)[1]]  # an image of several texts is one item
+        sides = {"image": (x[images], labels[images], groups[images]), "text": (y[texts], labels[texts], groups[texts])}
+        for query, target in (("image", "text"), ("text", "image")):
+            (queries, query_labels, query_groups), (targets, target_labels, _) = sides[query], sides[target]
+            precisions = metrics.average_precisions(queries, targets, query_labels, target_labels)
+            judged = ~np.isnan(precisions)
+            share = np.bincount(target_labels, minlength=labels.max() + 1) / len(target_labels)
+            chance = float(share[query_labels[judged]].mean())
+            add(f"map_{query}_to_{target}", precisions[judged], chance, query_groups[judged])
+    return figures, pa.table(columns)
+
+
+def print_table(figures: Figures) -> None:
+    """The figures, a line each."""
+    width = max(map(len, figures))
+    print(f"{'':{width}}   value   95 % interval    chance")
+    for name, figure in figures.items():
+        interval = f"{figure['low']:.4f} {figure['high']:.4f}" if "low" in figure else " " * 13
+        value = f"{figure['value']:.4f}" if "low" in figure else f"{figure['value']:.1f}"
+        print(f"{name:{width}}  {value:>6}   {interval}   {figure['chance']:.4f}")
+
+
+def write_scalars(run: Path, figures: Figures, split: str, epoch: int) -> None:
+    """The figures as TensorBoard scalars at the best epoch, in place of those of an earlier evaluation."""
+    suffix = ".evaluation"
+    for old in run.glob(f"events.out.tfevents.*{suffix}"):
+        old.unlink()
+    with SummaryWriter(str(run), filename_suffix=suffix) as board:
+        for name, figure in figures.items():
+            board.add_scalar(f"{split}/{name}", figure["value"], epoch)
+
+
+if __name__ == "__main__":
+    run_script(main)

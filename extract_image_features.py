@@ -1,0 +1,32 @@
+"""Visual features of every pair's image, for neighbors in image space (OURS (Img NNs)).
+
+    python extract_image_features.py --config configs/openclipart.yaml
+
+Reads pairs.parquet and the images. Writes WORK/image_features/vectors.npy, one row a pair: the features of
+`model.image.backbone` with `model.image.weights`, as pretrained, whatever training does with it afterwards. Then
+`knn_document_features.py --neighbors.space images` looks up the neighbors in them.
+"""
+
+from artifacts import EXTRACT_IMAGES, PREPARE, is_up_to_date, making, output_paths, require, write_array
+from config import make_parser, parse_settings, run_script
+from encoding import cached_features, images_digest
+from pairs import load_images
+from runs import choose_device
+
+
+def main(argv: list[str] | None = None) -> None:
+    settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    require(PREPARE, settings)
+    images = load_images(settings.work_folder)
+    published = {"images": images_digest(images)}
+    if is_up_to_date(EXTRACT_IMAGES, settings, published):
+        return
+    with making(EXTRACT_IMAGES, settings, published) as figures:
+        features = cached_features(settings, images, choose_device(settings))[:, 0]
+        write_array(output_paths(EXTRACT_IMAGES, settings)[0], features[images.of_pair])
+        figures |= {"pairs": len(images.of_pair), "images": len(features), "features": features.shape[1]}
+    print("next: python knn_document_features.py --neighbors.space images")
+
+
+if __name__ == "__main__":
+    run_script(main)

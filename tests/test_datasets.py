@@ -1,0 +1,141 @@
+"""Batches: every pair once an epoch, neighbors drawn uniformly, flips and features that agree with pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from config import UserError
+from datasets import FeatureSource, ImageFiles, Neighbors, PixelSource, Prepared, plan_epoch
+from pairs import Images
+
+
+def prepared(pairs: int = 12) -> Prepared:
+    rng = np.random.default_rng(0)
+    lengths = np.array([0, *rng.integers(2, 6, pairs - 1)])
+    return Prepared(
+        images=Images([f"{number}.png" for number in range(pairs)], np.arange(pairs), Path()),
+        image_ids=np.arange(pairs) // 2,
+        categories=np.zeros(pairs, dtype=np.int64),
+        category_names=["all"],
+        tokens=rng.integers(3, 50, lengths.sum()).astype(np.int32),
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        rows={"train": np.arange(2, 10), "val": np.array([10]), "test": np.array([11])},
+        unused={"train": 2, "val": 0, "test": 0},
+    )
+
+
+def neighbors(indices: list[list[int]], anywhere: bool = False) -> Neighbors:
+    table = object.__new__(Neighbors)
+    data = prepared()
+    table.indices = np.array(indices, dtype=np.int32)
+    table.anywhere = data.rows["train"] if anywhere else None
+    table.image_ids = data.image_ids
+    return table
+
+
+def test_texts_are_padded_with_zeros() -> None:
+    data = prepared()
+    rows = np.array([3, 0, 5])
+    tokens, lengths = data.texts(rows)
+    assert tokens.dtype == torch.int64
+    for line, row in enumerate(rows):
+        words = data.tokens[data.offsets[row] : data.offsets[row + 1]]
+        assert lengths[line] == len(words)
+        assert tokens[line, : len(words)].tolist() == words.tolist()
+        assert not tokens[line, len(words) :].any()
+
+
+def test_neighbors_are_drawn_uniformly() -> None:
+    table = neighbors([[4, 5, 6, 7], [8, 9, -1, -1], [-1, -1, -1, -1]])
+    drawn = table.draw(np.repeat([0, 1, 2], 4000), np.random.default_rng(0))
+    assert (drawn[8000:] == -1).all()
+    for values, possible in ((drawn[:4000], [4, 5, 6, 7]), (drawn[4000:8000], [8, 9])):
+        counts = [(values == number).sum() for number in possible]
+        assert sum(counts) == 4000
+        assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_the_control_draws_from_anywhere_but_the_own_image() -> None:
+    table = neighbors([[3]] * 8, anywhere=True)
+    drawn = table.draw(np.zeros(6000, dtype=np.int64), np.random.default_rng(0))
+    counts = [(drawn == number).sum() for number in range(4, 10)]  # pairs 2 and 3 show the own image
+    assert sum(counts) == 6000
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_an_epoch_takes_every_pair_once_and_depends_on_seed_and_epoch_alone() -> None:
+    rows = np.arange(100, 137)
+    plan = plan_epoch(rows, None, 8, flip=True, seed=1, epoch=3)
+    assert [len(batch.rows) for batch in plan] == [8, 8, 8, 8, 5]
+    assert sorted(np.concatenate([batch.rows for batch in plan])) == rows.tolist()
+    assert all((batch.neighbors == -1).all() for batch in plan)
+    again = plan_epoch(rows, None, 8, flip=True, seed=1, epoch=3)
+    other = plan_epoch(rows, None, 8, flip=True, seed=1, epoch=4)
+    for left, right in zip(plan, again, strict=True):
+        assert np.array_equal(left.rows, right.rows)
+        assert np.array_equal(left.flips, right.flips)
+    assert not all(np.array_equal(left.rows, right.rows) for left, right in zip(plan, other, strict=True))
+
+
+def test_flips_are_fair_and_can_be_turned_off() -> None:
+    rows = np.arange(4000)
+    plan = plan_epoch(rows, None, 4000, flip=True, seed=0, epoch=1)[0]
+    for flips in (plan.flips, plan.neighbor_flips):
+        assert 0.45 < flips.mean() < 0.55
+    assert not plan_epoch(rows, None, 4000, flip=False, seed=0, epoch=1)[0].flips.any()
+
+
+def test_a_pair_goes_with_its_own_neighbor() -> None:
+    rows = np.arange(2, 10)
+    table = neighbors([[row + 100] for row in rows])
+    for batch in plan_epoch(rows, table, 3, flip=False, seed=0, epoch=1):
+        assert (batch.neighbors == batch.rows + 100).all()
+
+
+# Images
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ImageFiles:
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    return ImageFiles(Images([f"{number}.png" for number in range(5)], np.arange(5), tmp_path), 8, 10**6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pixels_come_in_the_order_asked_for_and_mirrored_where_asked(files: ImageFiles, workers: int) -> None:
+    requests = [(np.array([4, 0, 4]), np.array([False, True, True])), (np.array([1]), np.array([False]))]
+    first, second = PixelSource(files, workers, torch.device("cpu")).batches(requests)
+    assert first.dtype == torch.uint8
+    assert first.shape == (3, 3, 8, 8)
+    image = np.array(Image.open(files.images.root / "4.png"))
+    assert np.array_equal(first[0].permute(1, 2, 0), image)
+    assert np.array_equal(first[2].permute(1, 2, 0), image[:, ::-1])
+    assert np.array_equal(second[0], files[1])
+
+
+def test_features_of_an_image_and_of_its_mirror_image() -> None:
+    features = np.arange(2 * 2 * 3, dtype=np.float32).reshape(2, 2, 3)
+    requests = [(np.array([1, 0]), np.array([True, False]))]
+    (batch,) = FeatureSource(features, torch.device("cpu")).batches(requests)
+    assert batch.tolist() == [features[1, 1].tolist(), features[0, 0].tolist()]
+
+
+def test_an_image_that_became_unreadable_is_named(files: ImageFiles) -> None:
+    (files.images.root / "2.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"2\.png was readable"):
+        files[2]
+
+
+def test_max_words_cuts_a_text_after_so_many() -> None:
+    data = prepared()
+    data.max_words = 2
+    tokens, lengths = data.texts(np.array([0, 3]))
+    start, end = data.offsets[3:5]
+    assert lengths.tolist() == [0, min(3, end - start)]
+    assert tokens[1].tolist() == data.tokens[start : min(end, start + 3)].tolist()

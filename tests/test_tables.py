@@ -1,0 +1,103 @@
+"""The paper's tables: what stands in them, how they are filled and written, and that a stopped call goes on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, one_line_error, run_script
+from scipy import stats
+
+import tables
+from reproduce_tables import without
+from tables import ANG, OURS, TABLES, TRIP, Method, Table
+
+SMALL = Table(1, "Small", ((ANG, OURS), (TRIP,)), ("a",), underlined=(ANG.name, TRIP.name))
+VALUES = {ANG.name: {"a": [0.5, 0.6, 0.7]}, OURS.name: {"a": [0.6, 0.65, 0.9]}, TRIP.name: {"a": [0.3, 0.4, 0.5]}}
+
+
+def rows(content: dict) -> dict[str, dict]:
+    return {row["method"]: row["figures"]["a"] for row in content["rows"]}
+
+
+def test_means_deviations_and_paired_differences() -> None:
+    filled = rows(tables.fill(SMALL, VALUES, "politics"))
+    assert np.isclose(filled[OURS.name]["mean"], np.mean([0.6, 0.65, 0.9]))
+    assert np.isclose(filled[OURS.name]["sd"], np.std([0.6, 0.65, 0.9], ddof=1))
+    interval = stats.ttest_rel([0.6, 0.65, 0.9], [0.5, 0.6, 0.7]).confidence_interval(0.95)
+    difference = filled[OURS.name]["difference"]
+    assert np.allclose([difference["low"], difference["high"]], interval)
+    assert filled[ANG.name]["difference"] is None
+    assert filled[TRIP.name]["difference"] is None
+
+
+def test_the_best_of_a_group_is_bold_and_the_best_of_some_underlined() -> None:
+    filled = rows(tables.fill(SMALL, VALUES, "politics"))
+    assert [name for name, cell in filled.items() if cell.get("bold")] == [OURS.name]
+    assert [name for name, cell in filled.items() if cell.get("underline")] == [ANG.name]
+
+
+def test_paper_values_stand_beside_its_own_datasets_only() -> None:
+    assert tables.fill(SMALL, VALUES, "politics")["rows"][0]["paper"] == (0.6270, 0.6216)
+    assert tables.fill(SMALL, VALUES, "openclipart")["rows"][0]["paper"] is None
+
+
+def test_markdown_says_what_the_numbers_say() -> None:
+    text = tables.to_markdown(tables.fill(SMALL, VALUES, "politics"), "heading")
+    assert f"| {OURS.name} | **0.7167** ± 0.1607 | 0.6467 0.6492 |" in text
+    assert f"| {ANG.name} | <u>0.6000</u> ± 0.1000 |" in text
+    assert f"| {OURS.name} against {ANG.name} | +0.1167 [" in text
+
+
+def test_one_seed_has_neither_deviation_nor_interval() -> None:
+    values = {name: {"a": figures["a"][:1]} for name, figures in VALUES.items()}
+    content = tables.fill(SMALL, values, "openclipart")
+    assert rows(content)[OURS.name]["sd"] is None
+    assert rows(content)[OURS.name]["difference"] is None
+    assert "±" not in tables.to_markdown(content, "")
+
+
+@pytest.mark.parametrize("number", sorted(TABLES))
+def test_paper_values_are_those_of_rows_that_are_there(number: int) -> None:
+    here = {method.name for group in TABLES[number].groups for method in group}
+    for rows_of_paper in tables.PAPER[number].values():
+        assert set(rows_of_paper) <= here
+
+
+def test_methods_have_names_of_their_own() -> None:
+    methods: dict[str, Method] = {}
+    for table in TABLES.values():
+        for group in table.groups:
+            for method in group:
+                assert methods.setdefault(method.name, method) == method
+
+
+def test_flags_are_taken_out_with_their_values() -> None:
+    argv = ["--config", "c", "--seeds", "3", "--tables", "1", "3", "--out=x", "--seed", "4", "--loss.margin", "1"]
+    kept = without(argv, {"--seeds": 1, "--tables": 2, "--out": 1, "--seed": 1, "--work": 1})
+    assert kept == ["--config", "c", "--loss.margin", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--seeds", "0"], "--seeds"), (["--tables", "7"], "no table 7"), (["--loss.foo", "1"], "loss.foo")],
+)
+def test_wrong_calls_end_in_one_line(words: list[str], message: str) -> None:
+    assert message in one_line_error(run_script("reproduce_tables.py", *TINY, *words, ok=False))
+
+
+@pytest.mark.slow
+def test_a_call_that_was_stopped_goes_on_and_ends_with_the_same_tables(tmp_path: Path) -> None:
+    words = [*TINY, "--seeds", "2", "--tables", "4", "--training.max_epochs", "1"]
+    one, two = ([*words, "--work", tmp_path / name / "work", "--out", tmp_path / name] for name in ("one", "two"))
+    run_script("reproduce_tables.py", *one)
+    # Stopped in the middle: one seed done, and one run of the other cut short.
+    stopped = [*words[:-5], "1", *words[-4:], "--work", tmp_path / "two" / "work", "--out", tmp_path / "two"]
+    run_script("reproduce_tables.py", *stopped)
+    (cut, *_) = sorted((tmp_path / "two").glob("work-seed=0/runs/*"))
+    (cut / "run.json").unlink()
+    (cut / "evaluate.json").unlink()
+    run_script("reproduce_tables.py", *two)
+    tables_of = [json.loads((tmp_path / name / "table4.json").read_text()) for name in ("one", "two")]
+    assert tables_of[0]["rows"] == tables_of[1]["rows"]
+    assert (ROOT / "reproduce_tables.py").exists()

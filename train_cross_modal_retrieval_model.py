@@ -1,0 +1,300 @@
+"""Step 4: train the two-stream model with the losses that preserve semantic neighborhoods.
+
+    python train_cross_modal_retrieval_model.py 1 0.3 0.2 --config configs/openclipart.yaml
+
+The three numbers are the weights of the symmetric term (text to image), of L_img and of L_text (Eq. 8): 1 0 0 is the
+baseline ANG+NP+SYM, 1 0.3 0.2 the paper's method.
+
+Reads pairs.parquet, the token sequences, the word vectors and the neighbor table in WORK, and the images. Writes
+WORK/runs/<run>/: config.yaml, last.pt, best.pt (lowest validation loss), TensorBoard events and run.json.
+"""
+
+import functools
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import config
+import losses
+from artifacts import (
+    EXTRACT_DOC2VEC,
+    FIND_NEIGHBORS,
+    PREPARE,
+    TRAIN_DOC2VEC,
+    read_array,
+    require,
+    versions,
+    write_json,
+    written_whole,
+)
+from config import Settings, UserError, make_parser, parse_settings, run_script
+from datasets import BatchPlan, Neighbors, Prepared, load_prepared, plan_epoch
+from encoding import ImageSource, autocast, embed_pairs, image_source
+from metrics import kway_recall_at_1
+from models import TwoStream, build_model
+from runs import (
+    Weights,
+    choose_device,
+    clear_run,
+    load_checkpoint,
+    run_name,
+    start_run,
+    what_changed_since,
+)
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Train; returns the run's folder."""
+    parser = make_parser(__doc__)
+    parser.add_argument("sym", type=float, help="weight of the symmetric term, text to image")
+    parser.add_argument("img", type=float, help="weight of L_img (the paper's beta)")
+    parser.add_argument("text_weight", metavar="text", type=float, help="weight of L_text (the paper's alpha)")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    parser.add_argument("--overwrite", action="store_true", help="train a run that is there already once more")
+    parser.add_argument("--refresh", action="store_true", help="do so where its settings or inputs have changed since")
+    settings, config_file, arguments = parse_settings(parser, argv)
+    weights = Weights(arguments.sym, arguments.img, arguments.text_weight)
+    if not min(weights.sym, weights.img, weights.text) >= 0:
+        raise UserError("the weights SYM, IMG and TEXT must be 0 or more")
+
+    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
+        require(step, settings)
+    if weights.img or weights.text:
+        require(FIND_NEIGHBORS, settings)
+    run = settings.work_folder / "runs" / run_name(settings, config_file, weights)
+    device = choose_device(settings)
+    data = load_prepared(settings)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
+    if arguments.overwrite or (arguments.refresh and what_changed_since(run, settings)):
+        clear_run(run)
+    if not start_run(run, settings, weights, resume=arguments.resume):
+        return run
+
+    images = image_source(settings, data, device)
+    trainer = Trainer(settings, weights, data, model, images, device)
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    train, val = len(data.rows["train"]), len(data.rows["val"])
+    print(f"training {run.name}: {train:,} train and {val:,} val pairs, {learned:,} parameters, on {device}")
+    if arguments.resume and (run / "last.pt").exists():
+        trainer.load(run / "last.pt")
+
+    started = time.monotonic()
+    # Curves of steps after the checkpoint that is gone on from are drawn again, not twice.
+    with SummaryWriter(str(run), purge_step=trainer.step + 1 if trainer.step else None) as board:
+        if trainer.epoch == 0:
+            trainer.validate(board)  # the untrained model: where the curves begin
+        while not trainer.finished():
+            trainer.train_one_epoch(board)
+            if trainer.validate(board):
+                trainer.save(run / "best.pt")
+            trainer.save(run / "last.pt", to_resume=True)
+            board.flush()
+    write_json(
+        run / "run.json",
+        {
+            "epochs": trainer.epoch,
+            "best_epoch": trainer.best_epoch,
+            "best_val_loss": trainer.best_loss,
+            "val_recall_at_1": trainer.best_recall,
+            "versions": versions(),
+            "seconds": round(time.monotonic() - started, 2),
+        },
+    )
+    print(f"lowest validation loss {trainer.best_loss:.4f} in epoch {trainer.best_epoch} of {trainer.epoch}")
+    for name in ("best.pt", "last.pt", "run.json"):
+        print(f"wrote {run / name}")
+    print(f"next: python evaluate.py --run {run}")
+    return run
+
+
+def make_base_loss(settings: config.Loss) -> losses.NPairsLoss:
+    """The N-pairs loss that `loss.*` describes."""
+    if settings.base == "triplet":
+        return functools.partial(losses.triplet_npairs_loss, margin=settings.margin)
+    default = {"logsumexp": 1.0, "hinge": 0.2}[settings.form]
+    angular = functools.partial(
+        losses.angular_npairs_loss, tan_squared_alpha=settings.tan_squared_alpha or default, form=settings.form
+    )
+    if not settings.tile_negatives:
+        return angular
+    return lambda anchors, *others: angular(anchors, *others, negatives_weight=float(len(anchors)))
+
+
+class Trainer:
+    """The model with its optimiser and schedule, trained epoch by epoch."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        weights: Weights,
+        data: Prepared,
+        model: TwoStream,
+        images: ImageSource,
+        device: torch.device,
+    ) -> None:
+        self.settings, self.weights, self.data = settings, weights, data
+        self.model, self.images, self.device = model, images, device
+        training = settings.training
+        self.neighbors = Neighbors(settings, data) if weights.img or weights.text else None
+        self.base_loss = make_base_loss(settings.loss)
+
+        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            learned, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+        )
+        # PyTorch decays after more than `patience` epochs without lower loss, hence the - 1.
+        self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimizer, factor=training.decay_factor, patience=training.decay_patience - 1, threshold=0.0
+        )
+        self.epoch, self.step = 0, 0
+        self.best_loss, self.best_epoch, self.best_recall = float("inf"), 0, 0.0
+        # Fixed batches: validation losses of two epochs, or of two methods, are over the same negatives.
+        self.val_rows = np.random.default_rng(settings.seed).permutation(data.rows["val"])
+
+    def finished(self) -> bool:
+        """True after the last epoch, or `stop_patience` epochs after the lowest validation loss."""
+        training = self.settings.training
+        return self.epoch >= training.max_epochs or self.epoch - self.best_epoch >= training.stop_patience
+
+    def train_one_epoch(self, board: SummaryWriter) -> None:
+        """One pass over the train pairs."""
+        settings, training = self.settings, self.settings.training
+        self.epoch += 1
+        torch.manual_seed(np.random.SeedSequence([settings.seed, self.epoch]).generate_state(1)[0].item())  # dropout
+        plan = plan_epoch(
+            self.data.rows["train"],
+            self.neighbors,
+            training.batch_size,
+            flip=training.horizontal_flip,
+            seed=settings.seed,
+            epoch=self.epoch,
+        )
+        self.model.train()
+        started = time.monotonic()
+        progress = tqdm(plan, desc=f"epoch {self.epoch}", unit="batch", leave=False, disable=None)
+        for batch, images in zip(progress, self.images.batches(self.image_requests(plan)), strict=True):
+            terms = self.losses(batch, images)
+            self.optimizer.zero_grad(set_to_none=True)
+            losses.weighted_sum(terms, self.weights.of_terms()).backward()
+            self.optimizer.step()
+            self.step += 1
+            if self.step % training.log_every == 0:
+                self.log_losses(board, terms)
+        pairs_a_second = len(self.data.rows["train"]) / (time.monotonic() - started)
+        board.add_scalar("speed/pairs_a_second", pairs_a_second, self.step)
+
+    def image_requests(self, plan: list[BatchPlan]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Image numbers and flips of each batch: the pairs' images, then, for L_img, those of their neighbors."""
+        image = self.data.images.of_pair
+        if not self.weights.img:
+            return [(image[batch.rows], batch.flips) for batch in plan]
+        return [
+            (
+                np.concatenate([image[batch.rows], image[self.positives(batch)]]),
+                np.concatenate([batch.flips, batch.neighbor_flips]),
+            )
+            for batch in plan
+        ]
+
+    @staticmethod
+    def positives(batch: BatchPlan) -> np.ndarray:
+        """The drawn neighbors; a pair that has none stands in for its own, and is masked in the losses."""
+        return np.where(batch.neighbors >= 0, batch.neighbors, batch.rows)
+
+    def losses(self, batch: BatchPlan, images: Tensor) -> dict[str, Tensor]:
+        """The four terms of Eq. 8 on one batch; images and neighbors' images pass through the encoder as one."""
+        size, positives = len(batch.rows), self.positives(batch)
+        rows = np.concatenate([batch.rows, positives]) if self.weights.text else batch.rows
+        tokens, lengths = self.data.texts(rows)
+        with autocast(self.settings, self.device):
+            x, y = self.model(images, tokens.to(self.device), lengths)
+        ids = torch.from_numpy(self.data.image_ids[batch.rows]).to(self.device)
+        return losses.retrieval_loss_terms(
+            self.base_loss,
+            x[:size],
+            y[:size],
+            ids,
+            neighbor_images=x[size:] if self.weights.img else None,
+            neighbor_texts=y[size:] if self.weights.text else None,
+            neighbor_ids=torch.from_numpy(self.data.image_ids[positives]).to(self.device),
+            has_neighbor=torch.from_numpy(batch.neighbors >= 0).to(self.device),
+        )
+
+    def log_losses(self, board: SummaryWriter, terms: dict[str, Tensor]) -> None:
+        """The authors' tags."""
+        board.add_scalar("data/train_loss", losses.weighted_sum(terms, self.weights.of_terms()).item(), self.step)
+        for name, value in terms.items():
+            board.add_scalar(f"data/{name}", value.item(), self.step)
+
+    @torch.no_grad()
+    def validate(self, board: SummaryWriter) -> bool:
+        """Validation loss i2t + sym, which drives schedule and early stop, and Recall@1; True where it is lowest."""
+        rows, size = self.val_rows, self.settings.training.batch_size
+        x, y = embed_pairs(self.model, self.data, self.images, rows, self.settings, self.device)
+        ids = torch.from_numpy(self.data.image_ids[rows]).to(self.device)
+        total = 0.0
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            terms = losses.retrieval_loss_terms(self.base_loss, x[part], y[part], ids[part])
+            total += (terms["l_i2t"] + terms["l_sym"]).item() * len(ids[part])
+        val_loss = total / len(rows)
+        if not np.isfinite(val_loss):
+            raise UserError(f"the validation loss is {val_loss} after epoch {self.epoch}; lower training.learning_rate")
+
+        board.add_scalar("data/val_loss", val_loss, self.step)
+        board.add_scalar("data/learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
+        board.add_scalar("data/epoch", self.epoch, self.step)
+        groups = self.data.image_ids[rows]
+        recalls = {}
+        for k in self.settings.evaluation.kway:
+            recalls[k] = kway_recall_at_1(x, y, k, groups), kway_recall_at_1(y, x, k, groups)
+            for way, recall in zip(("image_to_text", "text_to_image"), recalls[k], strict=True):
+                board.add_scalar(f"val/{k}way_recall_at_1_{way}", recall, self.step)
+        improved = self.epoch > 0 and val_loss < self.best_loss
+        if improved:
+            self.best_loss, self.best_epoch = val_loss, self.epoch
+            self.best_recall = sum(recalls[self.settings.evaluation.kway[0]]) / 2
+        if self.epoch:
+            self.schedule.step(val_loss)
+        shown = ", ".join(f"{k}-way {to_text:.3f} {to_image:.3f}" for k, (to_text, to_image) in recalls.items())
+        tqdm.write(f"epoch {self.epoch:3d}  val loss {val_loss:.4f}  Recall@1 {shown}{' *' if improved else ''}")
+        return improved
+
+    # Checkpoints
+
+    def save(self, path: Path, *, to_resume: bool = False) -> None:
+        """Write a checkpoint, whole: the model and, `to_resume`, all else that training needs to go on."""
+        state: dict[str, Any] = {"model": self.model.checkpoint(), "epoch": self.epoch, "step": self.step}
+        if to_resume:
+            state |= {
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "best_loss": self.best_loss,
+                "best_epoch": self.best_epoch,
+                "best_recall": self.best_recall,
+            }
+        with written_whole(path) as beside:
+            torch.save(state, beside)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint; raises UserError where it is broken or another model's."""
+        state = load_checkpoint(path, self.model)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
+        self.best_recall = state["best_recall"]
+
+
+if __name__ == "__main__":
+    run_script(main)
