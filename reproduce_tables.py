@@ -1,0 +1,131 @@
+"""Train and measure every method of the paper's tables over several seeds, and write the tables.
+
+    python reproduce_tables.py --config configs/web_news.yaml --seeds 5 --tables 1 3 4 --out results/web_news
+
+A seed varies all that is random: the split where none is published, Doc2Vec, initialisation, batches. The methods that
+are compared share it, and with it steps 0 to 3; all seeds share the cached image features. Any setting can be given,
+and holds for every method. What is there already is not trained again, so that a call that was stopped goes on where
+it was. Writes OUT/tableN.md and OUT/tableN.json, and the scripts' own output to WORK-tables.log.
+"""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+import evaluate
+import extract_doc2vec_vectors
+import extract_image_features
+import knn_document_features
+import prepare_dataset
+import tables
+import train_cross_modal_retrieval_model
+import train_doc2vec
+from artifacts import read_json, write_json, write_text
+from config import Settings, UserError, make_parser, parse_settings, run_script
+from tables import TABLES, Method
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = make_parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds; they are 0, 1, 2 ...")
+    parser.add_argument("--tables", type=int, nargs="+", default=sorted(TABLES), help="tables to fill")
+    parser.add_argument("--methods", nargs="+", help="only these rows, by name, such as OURS (default: all)")
+    parser.add_argument("--out", type=Path, help="folder of the tables (default: results/<dataset.name>)")
+    settings, _, arguments = parse_settings(parser, argv)
+    if arguments.seeds < 1:
+        raise UserError("--seeds must be at least 1")
+    if unknown := set(arguments.tables) - set(TABLES):
+        raise UserError(f"there is no table {min(unknown)}; --tables takes some of {sorted(TABLES)}")
+    out = arguments.out or Path("results") / settings.work_folder.name
+    own = {"--tables": len(arguments.tables), "--methods": len(arguments.methods or ())}
+    shared = without(argv, {"--seeds": 1, "--out": 1, "--seed": 1, "--work": 1, **own})
+
+    wanted = [TABLES[number] for number in arguments.tables]
+    methods = list(dict.fromkeys(method for table in wanted for group in table.groups for method in group))
+    if unknown := set(arguments.methods or ()) - {method.name for method in methods}:
+        raise UserError(f"no row is called {min(unknown)}; --methods takes some of {[m.name for m in methods]}")
+    methods = [method for method in methods if not arguments.methods or method.name in arguments.methods]
+    figures: dict[str, list[Mapping[str, Mapping[str, float]]]] = {method.name: [] for method in methods}
+    log = settings.work_folder.with_name(settings.work_folder.name + "-tables.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=arguments.seeds * len(methods), unit="method", disable=None) as progress:
+        for seed in range(arguments.seeds):
+            for method in methods:
+                progress.set_description(f"seed {seed}, {method.name}")
+                with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+                    figures[method.name].append(figures_of(method, seed, settings, shared))
+                progress.update()
+
+    for table in wanted:
+        names = [method.name for group in table.groups for method in group if method in methods]
+        columns = columns_of(table, settings)
+        values = {
+            name: {column: [run[column]["value"] for run in figures[name]] for column in columns} for name in names
+        }
+        content = tables.fill(table, values, settings.dataset.source)
+        command = f"python reproduce_tables.py {shlex.join(argv)}"
+        image, text = settings.model.image, settings.model.text
+        heading = (
+            f"{settings.work_folder.name}, {arguments.seeds} seeds, {image.backbone} "
+            f"({image.weights}, {'fine-tuned' if image.trainable else 'frozen'}), {text.encoder}: `{command}`"
+        )
+        write_json(out / f"table{table.number}.json", {"command": command, "seeds": arguments.seeds, **content})
+        write_text(out / f"table{table.number}.md", tables.to_markdown(content, heading))
+        print(tables.to_markdown(content, heading))
+        for ending in ("json", "md"):
+            print(f"wrote {out / f'table{table.number}.{ending}'}")
+
+
+def without(argv: list[str], flags: Mapping[str, int]) -> list[str]:
+    """A command line without some flags and the values that follow each."""
+    kept, skip = [], 0
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        if name in flags:
+            skip = flags[name] - 1 if equals else flags[name]
+        elif skip:
+            skip -= 1
+        else:
+            kept.append(word)
+    return kept
+
+
+def columns_of(table: tables.Table, settings: Settings) -> list[str]:
+    """The names in metrics.json of a table's columns."""
+    evaluation = settings.evaluation
+    columns = [
+        pattern.format(k=k, preservation_k=evaluation.preservation_k)
+        for k in evaluation.kway
+        for pattern in table.figures
+    ]
+    return list(dict.fromkeys(columns))
+
+
+def figures_of(method: Method, seed: int, settings: Settings, shared: list[str]) -> Mapping[str, Mapping[str, float]]:
+    """The test figures of a method with one seed: trains and evaluates what is not there yet."""
+    work = settings.work_folder.with_name(f"{settings.work_folder.name}-seed={seed}")
+    base = [*shared, "--seed", str(seed), "--work", str(work), "--features", str(settings.features_folder)]
+    base += [word for name, value in method.settings.items() for word in (f"--{name}", value)]
+    prepare_dataset.main(base)
+    train_doc2vec.main(base)
+    extract_doc2vec_vectors.main(base)
+    if method.settings.get("neighbors.space") == "images":
+        extract_image_features.main(base)
+    knn_document_features.main(base)
+    runs = []
+    for choice in method.choices:
+        words = [word for name, value in choice.items() for word in (f"--{name}", value)]
+        weights = [f"{weight:g}" for weight in method.weights]
+        runs.append(train_cross_modal_retrieval_model.main([*weights, *base, *words, "--resume", "--refresh"]))
+    best = max(runs, key=lambda run: read_json(run / "run.json")["val_recall_at_1"])
+    evaluate.main(["--run", str(best)])
+    return read_json(best / "metrics.json")["figures"]
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,225 @@
+"""The paper's Tables 1, 3 and 4: the methods in them, how each is trained, and how a filled table is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from metrics import paired_t_interval
+
+ANGULAR, TRIPLET = (1.0, 0.3, 0.2), (1.0, 0.1, 0.3)  # SYM, IMG, TEXT of Sec. 3.3; the paper's beta is IMG, alpha TEXT
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A row of a table: the loss weights and settings that make the method."""
+
+    name: str
+    weights: tuple[float, float, float]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    choices: tuple[Mapping[str, str], ...] = ({},)
+    """Settings of which each seed takes those with the highest Recall@1 on the validation split."""
+
+
+HINGE = {"loss.form": "hinge"}
+HINGE_CHOICES = tuple({"loss.tan_squared_alpha": t} for t in ("0.05", "0.1", "0.2", "0.3"))
+
+ANG = Method("ANG+NP+SYM", (1, 0, 0))
+OURS = Method("OURS", ANGULAR)
+IMG_NNS = Method("OURS (Img NNs)", ANGULAR, {"neighbors.space": "images"})
+CONTROL = Method("OURS (random pairs, control)", ANGULAR, {"neighbors.draw": "anywhere"})
+ANG_HINGE = Method("ANG+NP+SYM (hinge)", (1, 0, 0), HINGE, HINGE_CHOICES)
+OURS_HINGE = Method("OURS (hinge)", ANGULAR, HINGE, HINGE_CHOICES)
+TRIP = Method("TRIP+NP+SYM", (1, 0, 0), {"loss.base": "triplet"})
+OURS_TRIP = Method("OURS (TRIP)", TRIPLET, {"loss.base": "triplet"})
+WITHOUT_TEXT = Method("OURS (ANG) - L_text", (1, 0.3, 0))
+WITHOUT_IMG = Method("OURS (ANG) - L_img", (1, 0, 0.2))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: groups of rows, the first of each being what the others of the group are compared with."""
+
+    number: int
+    title: str
+    groups: tuple[tuple[Method, ...], ...]
+    figures: tuple[str, ...]
+    """Patterns of the columns' figures in metrics.json; {k} is each k of `evaluation.kway`."""
+    underlined: tuple[str, ...] = ()
+    """Methods of which the best is underlined."""
+
+
+RETRIEVAL = ("{k}way_recall_at_1_image_to_text", "{k}way_recall_at_1_text_to_image")
+TABLES = {
+    1: Table(
+        1,
+        "Retrieval",
+        ((ANG, IMG_NNS, OURS, CONTROL), (ANG_HINGE, OURS_HINGE), (TRIP, OURS_TRIP)),
+        RETRIEVAL,
+    ),
+    3: Table(
+        3,
+        "Neighborhood preservation",
+        ((TRIP, OURS_TRIP), (ANG, OURS)),
+        tuple(
+            f"preservation_{k}_{modality}"
+            for k in ("{preservation_k}", "1_percent")
+            for modality in ("images", "texts")
+        ),
+    ),
+    4: Table(
+        4,
+        "Ablation",
+        ((OURS, WITHOUT_TEXT, WITHOUT_IMG),),
+        RETRIEVAL,
+        underlined=(WITHOUT_TEXT.name, WITHOUT_IMG.name),
+    ),
+}
+
+# What the paper reports, by table, dataset and method, in the order of the columns (images to texts, texts to images;
+# in Table 3 images, texts).
+PAPER: dict[int, dict[str, dict[str, tuple[float, float]]]] = {
+    1: {
+        "politics": {
+            "ANG+NP+SYM": (0.6270, 0.6216),
+            "OURS (Img NNs)": (0.6370, 0.6378),
+            "OURS": (0.6467, 0.6492),
+            "TRIP+NP+SYM": (0.4742, 0.4801),
+            "OURS (TRIP)": (0.4940, 0.4877),
+        },
+        "goodnews": {
+            "ANG+NP+SYM": (0.8704, 0.8728),
+            "OURS (Img NNs)": (0.8840, 0.8852),
+            "OURS": (0.8849, 0.8865),
+            "TRIP+NP+SYM": (0.7203, 0.7216),
+            "OURS (TRIP)": (0.7390, 0.7378),
+        },
+        "conceptual_captions": {
+            "ANG+NP+SYM": (0.7687, 0.7695),
+            "OURS (Img NNs)": (0.7636, 0.7666),
+            "OURS": (0.7760, 0.7835),
+            "TRIP+NP+SYM": (0.5413, 0.5332),
+            "OURS (TRIP)": (0.5386, 0.5394),
+        },
+        "coco": {
+            "ANG+NP+SYM": (0.6976, 0.6964),
+            "OURS (Img NNs)": (0.6819, 0.6876),
+            "OURS": (0.6900, 0.6885),
+            "TRIP+NP+SYM": (0.4957, 0.4746),
+            "OURS (TRIP)": (0.4790, 0.4611),
+        },
+    },
+    3: {
+        "goodnews": {
+            "TRIP+NP+SYM": (0.1183, 0.1294),
+            "OURS (TRIP)": (0.1327, 0.1426),
+            "ANG+NP+SYM": (0.1032, 0.1131),
+            "OURS": (0.1270, 0.1376),
+        },
+        "politics": {
+            "TRIP+NP+SYM": (0.1135, 0.1311),
+            "OURS (TRIP)": (0.1319, 0.1483),
+            "ANG+NP+SYM": (0.1199, 0.1544),
+            "OURS": (0.1386, 0.1703),
+        },
+    },
+    4: {
+        "goodnews": {
+            "OURS": (0.8849, 0.8865),
+            "OURS (ANG) - L_text": (0.8786, 0.8813),
+            "OURS (ANG) - L_img": (0.8782, 0.8817),
+        },
+        "politics": {
+            "OURS": (0.6467, 0.6492),
+            "OURS (ANG) - L_text": (0.6387, 0.6467),
+            "OURS (ANG) - L_img": (0.6390, 0.6413),
+        },
+    },
+}
+
+
+# Filling
+
+
+def fill(table: Table, values: Mapping[str, Mapping[str, Sequence[float]]], source: str) -> dict[str, object]:
+    """A table's content: mean, standard deviation and difference of every row and column.
+
+    values: by method and figure, one number a seed; the seeds are the same ones, in the same order, for all methods of
+    a group. A method without values is left out. source: the dataset's, whose paper values are set beside. A difference
+    is that of a row to the first of its group, with the paired 95 % t-interval over seeds; None with one seed.
+    """
+    columns = list(next(iter(values.values())))
+    rows = []
+    for number, group in enumerate(table.groups):
+        present = [method.name for method in group if method.name in values]
+        for name in present:
+            cells = {}
+            for column in columns:
+                mine = np.asarray(values[name][column], dtype=float)
+                cells[column] = {
+                    "values": mine.tolist(),
+                    "mean": float(mine.mean()),
+                    "sd": float(mine.std(ddof=1)) if len(mine) > 1 else None,
+                    "difference": _difference(mine, values[present[0]][column]) if name != present[0] else None,
+                }
+            paper = PAPER.get(table.number, {}).get(source, {}).get(name)
+            rows.append({"method": name, "group": number, "figures": cells, "paper": paper})
+    for column in columns:
+        for number in range(len(table.groups)):
+            _mark(rows, column, "bold", [row for row in rows if row["group"] == number])
+        _mark(rows, column, "underline", [row for row in rows if row["method"] in table.underlined])
+    return {"table": table.number, "title": table.title, "columns": columns, "rows": rows}
+
+
+def _difference(mine: np.ndarray, baseline: Sequence[float]) -> dict[str, float] | None:
+    if len(mine) < 2:
+        return None
+    mean, low, high = paired_t_interval(mine - np.asarray(baseline, dtype=float))
+    return {"mean": mean, "low": low, "high": high}
+
+
+def _mark(rows: list[dict], column: str, mark: str, among: list[dict]) -> None:
+    """Set `mark` on the cell with the highest mean among some rows, if there are several to choose from."""
+    if len(among) > 1:
+        best = max(among, key=lambda row: row["figures"][column]["mean"])
+        best["figures"][column][mark] = True
+
+
+def to_markdown(content: Mapping, heading: str) -> str:
+    """A filled table as Markdown: mean ± standard deviation, the difference to the group's first row below the rows."""
+    columns, rows = content["columns"], content["rows"]
+    with_paper = any(row["paper"] for row in rows)
+    header = ["", *columns, *(["paper"] if with_paper else [])]
+    lines = [f"### Table {content['table']}: {content['title']}", "", heading, ""]
+    lines += [f"| {' | '.join(header)} |", "| --- |" + " ---: |" * (len(header) - 1)]
+    group = 0
+    for row in rows:
+        if row["group"] != group:
+            lines.append("|" + " |" * len(header))
+            group = row["group"]
+        cells = [_cell(row["figures"][column]) for column in columns]
+        if with_paper:
+            cells.append(" ".join(f"{value:.4f}" for value in row["paper"]) if row["paper"] else "")
+        lines.append(f"| {row['method']} | {' | '.join(cells)} |")
+    compared = [row for row in rows if any(row["figures"][column]["difference"] for column in columns)]
+    if compared:
+        firsts = {row["group"]: row["method"] for row in reversed(rows)}
+        lines += ["", "Difference to the first row of the group, with the paired 95 % interval over seeds:", ""]
+        lines += [f"| | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+        for row in compared:
+            cells = [_interval(row["figures"][column]["difference"]) for column in columns]
+            lines.append(f"| {row['method']} against {firsts[row['group']]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(figure: Mapping) -> str:
+    text = f"{figure['mean']:.4f}"
+    if figure.get("bold"):
+        text = f"**{text}**"
+    if figure.get("underline"):
+        text = f"<u>{text}</u>"
+    return text if figure["sd"] is None else f"{text} ± {figure['sd']:.4f}"
+
+
+def _interval(difference: Mapping | None) -> str:
+    return f"{difference['mean']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]" if difference else ""
