@@ -235,6 +235,12 @@ class Trainer:
         board.add_scalar("data/train_loss", losses.weighted_sum(terms, self.weights.of_terms()).item(), self.step)
         for name, value in terms.items():
             board.add_scalar(f"data/{name}", value.item(), self.step)
+        hinged = self.settings.loss.base == "triplet" or self.settings.loss.form == "hinge"
+        if hinged and terms["l_i2t"].item() == 0:
+            tqdm.write(
+                f"warning: no triplet of the batch of step {self.step} is active, nothing is learned from it; "
+                "lower loss.tan_squared_alpha, or raise loss.margin"
+            )
 
     @torch.no_grad()
     def validate(self, board: SummaryWriter) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tests are small: threads would only wait for each other
 
 # A made-up dataset so small that every step takes a second or two.
 TINY = ["--config", str(ROOT / "tests" / "tiny.yaml")]

@@ -19,6 +19,8 @@ from encoding import image_source
 from models import build_model
 from runs import Weights, run_name
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "train_cross_modal_retrieval_model.py"
 METHOD = "l_i2t_l_sym_1_l_img_0_3_l_text_0_2"
 
@@ -269,7 +271,6 @@ def test_the_schedule_decays_after_five_epochs_and_stops_after_ten(prepared: Pat
     assert np.allclose(rates, [first] * 7 + [first / 10] * 5)
 
 
-@pytest.mark.slow
 def test_the_papers_model_trains_end_to_end(prepared: Path) -> None:
     run = train(
         prepared,
@@ -279,3 +280,11 @@ def test_the_papers_model_trains_end_to_end(prepared: Path) -> None:
     losses = [value for _, value in scalars(run)["data/val_loss"]]
     assert min(losses[1:]) < losses[0]
     run_script("evaluate.py", "--run", run)
+
+
+def test_a_hinge_that_nothing_reaches_is_told(prepared: Path) -> None:
+    words = ["--loss.form", "hinge", "--loss.tan_squared_alpha", "5", "--training.max_epochs", "1"]
+    done = run_script(SCRIPT, "1", "0", "0", *TINY, "--work", prepared, *words)
+    assert "no triplet of the batch" in done.stdout
+    done = run_script(SCRIPT, "1", "0", "0", *TINY, "--work", prepared, *words[:2], *words[4:])
+    assert "no triplet of the batch" not in done.stdout
