@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> None:
             name: {column: [run[column]["value"] for run in figures[name]] for column in columns} for name in names
         }
         content = tables.fill(table, values, settings.dataset.source)
-        command = f"python reproduce_tables.py {shlex.join(argv)}"
+        # Where somebody keeps files does not shape a figure.
+        shown = without(argv, {"--dataset.root": 1, "--work": 1, "--features": 1, "--out": 1})
+        command = f"python reproduce_tables.py {shlex.join(shown)}"
         image, text = settings.model.image, settings.model.text
         heading = (
             f"{settings.work_folder.name}, {arguments.seeds} seeds, {image.backbone} "

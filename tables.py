@@ -192,7 +192,7 @@ def to_markdown(content: Mapping, heading: str) -> str:
     header = ["", *columns, *(["paper"] if with_paper else [])]
     lines = [f"### Table {content['table']}: {content['title']}", "", heading, ""]
     lines += [f"| {' | '.join(header)} |", "| --- |" + " ---: |" * (len(header) - 1)]
-    group = 0
+    group = rows[0]["group"]
     for row in rows:
         if row["group"] != group:
             lines.append("|" + " |" * len(header))

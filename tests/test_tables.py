@@ -49,6 +49,14 @@ def test_markdown_says_what_the_numbers_say() -> None:
     assert f"| {OURS.name} against {ANG.name} | +0.1167 [" in text
 
 
+def test_groups_are_set_apart_and_absent_ones_leave_no_gap() -> None:
+    blank = "| | |"
+    both = tables.to_markdown(tables.fill(SMALL, VALUES, "openclipart"), "")
+    assert both.count(f"\n{blank}\n") == 1
+    second = tables.to_markdown(tables.fill(SMALL, {TRIP.name: VALUES[TRIP.name]}, "openclipart"), "")
+    assert blank not in second
+
+
 def test_one_seed_has_neither_deviation_nor_interval() -> None:
     values = {name: {"a": figures["a"][:1]} for name, figures in VALUES.items()}
     content = tables.fill(SMALL, values, "openclipart")
