@@ -97,39 +97,30 @@ def measure(
         if value_groups is groups:
             columns[name] = values
 
+    ranks = {way: metrics.rank_pairs(queries, targets, groups) for way, (queries, targets) in ways.items()}
     for k in evaluation.kway:
         for way, (queries, targets) in ways.items():
             name = f"{k}way_recall_at_1_{way}"
-            add(name, metrics.kway_success_probabilities(queries, targets, k, groups), 1 / k)
+            add(name, ranks[way].kway_success_probabilities(k), 1 / k)
             if evaluation.sampled_repeats:
                 figures[name]["sampled"] = metrics.sampled_kway_recall_at_1(
                     queries, targets, k, groups, repeats=evaluation.sampled_repeats, seed=settings.seed
                 )
 
-    for way, (queries, targets) in ways.items():
-        ranks, rank_groups = metrics.best_ranks(queries, targets, groups)
+    for way in ways:
+        best, best_groups = ranks[way].best, ranks[way].best_groups
         gallery = len(np.unique(groups)) if way == "text_to_image" else len(rows)
         for k in evaluation.recall_at:
-            hits = (ranks <= k).astype(float)
-            low, high = metrics.bootstrap_interval(
-                hits, rank_groups, resamples=evaluation.bootstrap, seed=settings.seed
-            )
-            figures[f"recall_at_{k}_{way}"] = {
-                "value": float(hits.mean()),
-                "low": low,
-                "high": high,
-                "chance": min(k / gallery, 1.0),
-            }
-        figures[f"median_rank_{way}"] = {"value": float(np.median(ranks)), "chance": (gallery + 1) / 2}
+            add(f"recall_at_{k}_{way}", (best <= k).astype(float), min(k / gallery, 1.0), best_groups)
+        figures[f"median_rank_{way}"] = {"value": float(np.median(best)), "chance": (gallery + 1) / 2}
 
-    one_percent = max(round(len(rows) / 100), 1)
-    for label, k in ((str(evaluation.preservation_k), evaluation.preservation_k), ("1_percent", one_percent)):
-        if k >= len(rows) - 1:
-            print(f"neighborhood preservation of {k} neighbors is left out: there are only {len(rows)} pairs")
-            continue
-        for modality, embeddings in (("images", x), ("texts", y)):
-            shares = metrics.preserved_shares(embeddings, reference, k)
-            add(f"preservation_{label}_{modality}", shares, metrics.preservation_chance(len(rows), k))
+    neighbors = {str(evaluation.preservation_k): evaluation.preservation_k, "1_percent": max(round(len(rows) / 100), 1)}
+    for label in [label for label, k in neighbors.items() if k >= len(rows) - 1]:
+        print(f"neighborhood preservation of {neighbors.pop(label)} neighbors is left out: there are {len(rows)} pairs")
+    shares = metrics.all_preserved_shares([x, y], reference, list(neighbors.values())) if neighbors else ()
+    for modality, of_modality in zip(("images", "texts"), shares, strict=False):
+        for (label, k), values in zip(neighbors.items(), of_modality, strict=True):
+            add(f"preservation_{label}_{modality}", values, metrics.preservation_chance(len(rows), k))
 
     labels = data.categories[rows]
     texts = np.flatnonzero(labels >= 0)
