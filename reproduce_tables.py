@@ -67,13 +67,14 @@ def main(argv: list[str] | None = None) -> None:
         values = {
             name: {column: [run[column]["value"] for run in figures[name]] for column in columns} for name in names
         }
-        content = tables.fill(table, values, settings.dataset.source)
+        chance = {column: figures[names[0]][0][column]["chance"] for column in columns}
+        content = tables.fill(table, values, settings.dataset.source, chance)
         # Where somebody keeps files does not shape a figure.
         shown = without(argv, {"--dataset.root": 1, "--work": 1, "--features": 1, "--out": 1})
         command = f"python reproduce_tables.py {shlex.join(shown)}"
         image, text = settings.model.image, settings.model.text
         heading = (
-            f"{settings.work_folder.name}, {arguments.seeds} seeds, {image.backbone} "
+            f"{settings.dataset.name or settings.dataset.source}, {arguments.seeds} seeds, {image.backbone} "
             f"({image.weights}, {'fine-tuned' if image.trainable else 'frozen'}), {text.encoder}: `{command}`"
         )
         write_json(out / f"table{table.number}.json", {"command": command, "seeds": arguments.seeds, **content})

@@ -141,11 +141,17 @@ PAPER: dict[int, dict[str, dict[str, tuple[float, float]]]] = {
 # Filling
 
 
-def fill(table: Table, values: Mapping[str, Mapping[str, Sequence[float]]], source: str) -> dict[str, object]:
+def fill(
+    table: Table,
+    values: Mapping[str, Mapping[str, Sequence[float]]],
+    source: str,
+    chance: Mapping[str, float],
+) -> dict[str, object]:
     """A table's content: mean, standard deviation and difference of every row and column.
 
     values: by method and figure, one number a seed; the seeds are the same ones, in the same order, for all methods of
-    a group. A method without values is left out. source: the dataset's, whose paper values are set beside. A difference
+    a group. A method without values is left out. source: the dataset's, whose paper values are set beside. chance: by
+    figure, what a random ranking scores. A difference
     is that of a row to the first of its group, with the paired 95 % t-interval over seeds; None with one seed.
     """
     columns = list(next(iter(values.values())))
@@ -168,7 +174,7 @@ def fill(table: Table, values: Mapping[str, Mapping[str, Sequence[float]]], sour
         for number in range(len(table.groups)):
             _mark(rows, column, "bold", [row for row in rows if row["group"] == number])
         _mark(rows, column, "underline", [row for row in rows if row["method"] in table.underlined])
-    return {"table": table.number, "title": table.title, "columns": columns, "rows": rows}
+    return {"table": table.number, "title": table.title, "columns": columns, "chance": dict(chance), "rows": rows}
 
 
 def _difference(mine: np.ndarray, baseline: Sequence[float]) -> dict[str, float] | None:
@@ -201,6 +207,8 @@ def to_markdown(content: Mapping, heading: str) -> str:
         if with_paper:
             cells.append(" ".join(f"{value:.4f}" for value in row["paper"]) if row["paper"] else "")
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
+    by_chance = [f"{content['chance'][column]:.4f}" for column in columns]
+    lines.append(f"| chance | {' | '.join([*by_chance, *([''] if with_paper else [])])} |")
     compared = [row for row in rows if any(row["figures"][column]["difference"] for column in columns)]
     if compared:
         firsts = {row["group"]: row["method"] for row in reversed(rows)}

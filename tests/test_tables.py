@@ -21,7 +21,7 @@ def rows(content: dict) -> dict[str, dict]:
 
 
 def test_means_deviations_and_paired_differences() -> None:
-    filled = rows(tables.fill(SMALL, VALUES, "politics"))
+    filled = rows(tables.fill(SMALL, VALUES, "politics", {"a": 0.2}))
     assert np.isclose(filled[OURS.name]["mean"], np.mean([0.6, 0.65, 0.9]))
     assert np.isclose(filled[OURS.name]["sd"], np.std([0.6, 0.65, 0.9], ddof=1))
     interval = stats.ttest_rel([0.6, 0.65, 0.9], [0.5, 0.6, 0.7]).confidence_interval(0.95)
@@ -32,34 +32,35 @@ def test_means_deviations_and_paired_differences() -> None:
 
 
 def test_the_best_of_a_group_is_bold_and_the_best_of_some_underlined() -> None:
-    filled = rows(tables.fill(SMALL, VALUES, "politics"))
+    filled = rows(tables.fill(SMALL, VALUES, "politics", {"a": 0.2}))
     assert [name for name, cell in filled.items() if cell.get("bold")] == [OURS.name]
     assert [name for name, cell in filled.items() if cell.get("underline")] == [ANG.name]
 
 
 def test_paper_values_stand_beside_its_own_datasets_only() -> None:
-    assert tables.fill(SMALL, VALUES, "politics")["rows"][0]["paper"] == (0.6270, 0.6216)
-    assert tables.fill(SMALL, VALUES, "openclipart")["rows"][0]["paper"] is None
+    assert tables.fill(SMALL, VALUES, "politics", {"a": 0.2})["rows"][0]["paper"] == (0.6270, 0.6216)
+    assert tables.fill(SMALL, VALUES, "openclipart", {"a": 0.2})["rows"][0]["paper"] is None
 
 
 def test_markdown_says_what_the_numbers_say() -> None:
-    text = tables.to_markdown(tables.fill(SMALL, VALUES, "politics"), "heading")
+    text = tables.to_markdown(tables.fill(SMALL, VALUES, "politics", {"a": 0.2}), "heading")
     assert f"| {OURS.name} | **0.7167** ± 0.1607 | 0.6467 0.6492 |" in text
     assert f"| {ANG.name} | <u>0.6000</u> ± 0.1000 |" in text
+    assert "| chance | 0.2000 |  |" in text
     assert f"| {OURS.name} against {ANG.name} | +0.1167 [" in text
 
 
 def test_groups_are_set_apart_and_absent_ones_leave_no_gap() -> None:
     blank = "| | |"
-    both = tables.to_markdown(tables.fill(SMALL, VALUES, "openclipart"), "")
+    both = tables.to_markdown(tables.fill(SMALL, VALUES, "openclipart", {"a": 0.2}), "")
     assert both.count(f"\n{blank}\n") == 1
-    second = tables.to_markdown(tables.fill(SMALL, {TRIP.name: VALUES[TRIP.name]}, "openclipart"), "")
+    second = tables.to_markdown(tables.fill(SMALL, {TRIP.name: VALUES[TRIP.name]}, "openclipart", {"a": 0.2}), "")
     assert blank not in second
 
 
 def test_one_seed_has_neither_deviation_nor_interval() -> None:
     values = {name: {"a": figures["a"][:1]} for name, figures in VALUES.items()}
-    content = tables.fill(SMALL, values, "openclipart")
+    content = tables.fill(SMALL, values, "openclipart", {"a": 0.2})
     assert rows(content)[OURS.name]["sd"] is None
     assert rows(content)[OURS.name]["difference"] is None
     assert "±" not in tables.to_markdown(content, "")
