@@ -151,8 +151,8 @@ def fill(
 
     values: by method and figure, one number a seed; the seeds are the same ones, in the same order, for all methods of
     a group. A method without values is left out. source: the dataset's, whose paper values are set beside. chance: by
-    figure, what a random ranking scores. A difference
-    is that of a row to the first of its group, with the paired 95 % t-interval over seeds; None with one seed.
+    figure, what a random ranking scores. A difference is that of a row to the first of its group, with the paired 95 %
+    t-interval over seeds; None with one seed.
     """
     columns = list(next(iter(values.values())))
     rows = []
