@@ -169,6 +169,20 @@ class TextEncoder:
 
 
 @dataclass
+class PVSE:
+    """Polysemous embeddings (Song & Soleymani, CVPR 2019): both streams add what they attend to of local features."""
+
+    embeddings: int = 0
+    """Embeddings an image and a text (theirs: 2 on COCO); 0 is the plain two-stream model."""
+    dropout: float = 0.0
+    """Dropout on the global features and on the residuals."""
+    diversity_weight: float = 0.1
+    """Weight of the term that keeps an instance's residuals apart (with 2 embeddings or more)."""
+    mmd_weight: float = 0.01
+    """Weight of the maximum mean discrepancy of images and texts (with 2 embeddings or more)."""
+
+
+@dataclass
 class Model:
     """The two-stream model."""
 
@@ -178,20 +192,24 @@ class Model:
     """Image stream."""
     text: TextEncoder = field(default_factory=TextEncoder)
     """Text stream."""
+    pvse: PVSE = field(default_factory=PVSE)
+    """Several embeddings an instance."""
 
 
 @dataclass
 class Loss:
-    """The N-pairs loss that all four terms are made of."""
+    """The loss that all four terms are made of."""
 
-    base: Literal["angular", "triplet"] = "angular"
-    """Eq. 2 or Eq. 1 of the paper."""
+    base: Literal["angular", "triplet", "struc"] = "angular"
+    """Eq. 2 or Eq. 1 of the paper in N-pairs, or the structure-preserving loss of Wang et al. 2016 (STRUC)."""
     form: Literal["logsumexp", "hinge"] = "logsumexp"
     """Angular N-pairs as in Wang et al. 2017, or the paper's Eq. 2 and 3 to the letter."""
     tan_squared_alpha: float | None = None
     """tan^2 of the angle; null takes 1 for logsumexp and 0.2 for hinge (which has no gradient from 1/3 on)."""
-    margin: float = 0.2
-    """Margin of the triplet loss."""
+    margin: float | None = None
+    """Margin of triplet and struc; null takes 0.2 for triplet and 0.1 for struc (whose distances are not squared)."""
+    structure: Literal["estimated", "ground_truth"] = "estimated"
+    """Neighbors of struc: those of step 3, or the other texts of a pair's own image."""
     tile_negatives: bool = False
     """Count every negative B times, as the authors' published code does by tiling (logsumexp only)."""
 
@@ -329,7 +347,16 @@ def mistakes(settings: Settings) -> list[str]:
         "evaluation.batch_size",
     ]:
         demand(name, lambda value: value >= 1, "at least 1")
-    for name in ("doc2vec.negative", "training.workers", "training.weight_decay", "evaluation.sampled_repeats", "seed"):
+    for name in (
+        "doc2vec.negative",
+        "model.pvse.embeddings",
+        "model.pvse.diversity_weight",
+        "model.pvse.mmd_weight",
+        "training.workers",
+        "training.weight_decay",
+        "evaluation.sampled_repeats",
+        "seed",
+    ):
         demand(name, lambda value: value >= 0, "at least 0")
     for name in ("doc2vec.learning_rate", "loss.tan_squared_alpha", "loss.margin", "training.learning_rate"):
         demand(name, lambda value: value > 0, "above 0")
@@ -340,7 +367,8 @@ def mistakes(settings: Settings) -> list[str]:
     demand("dataset.synthetic.literalness", lambda value: 0 <= value <= 1, "from 0 to 1")
     demand("dataset.synthetic.pairs", lambda value: value >= 10, "at least 10")
     demand("dataset.synthetic.motifs", lambda value: value <= 60, "at most 60, as many as there are different drawings")
-    demand("model.text.dropout", lambda value: 0 <= value < 1, "at least 0 and below 1")
+    for name in ("model.text.dropout", "model.pvse.dropout"):
+        demand(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
     demand("evaluation.kway", lambda ks: ks and all(k >= 2 for k in ks), "one or more numbers from 2 on")
     demand("evaluation.recall_at", lambda ks: ks and all(k >= 1 for k in ks), "one or more numbers from 1 on")
 
@@ -352,6 +380,8 @@ def mistakes(settings: Settings) -> list[str]:
         found.append("doc2vec needs hierarchical_softmax: true or negative above 0")
     if settings.loss.tile_negatives and (settings.loss.base, settings.loss.form) != ("angular", "logsumexp"):
         found.append("loss.tile_negatives goes with loss.base angular and loss.form logsumexp")
+    if settings.loss.structure == "ground_truth" and settings.loss.base != "struc":
+        found.append("loss.structure ground_truth goes with loss.base struc")
     if settings.dataset.source == "manifest" and not settings.dataset.manifest:
         found.append("dataset.source manifest needs dataset.manifest, the file with the pairs")
     if settings.dataset.source == "wikipedia" and not settings.dataset.root:

@@ -86,7 +86,8 @@ class Neighbors:
                 f"{settings.work_folder} has neighbors of other train pairs; run {FIND_NEIGHBORS.script} again"
             )
         self.indices = indices[:, : settings.neighbors.draw_from]
-        self.anywhere = data.rows["train"] if settings.neighbors.draw == "anywhere" else None
+        self.rows = data.rows["train"]
+        self.anywhere = self.rows if settings.neighbors.draw == "anywhere" else None
         self.image_ids = data.image_ids
 
     def draw(self, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -109,6 +110,34 @@ class Neighbors:
             drawn[same] = rng.choice(self.anywhere, size=int(same.sum()))
         return np.where(self.image_ids[drawn] == self.image_ids[own], -1, drawn)
 
+    def contain(self, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """(B, M) bool: is the train pair `candidates[j]` among the neighbors of the train pair `rows[i]`?"""
+        lists = self.indices[np.searchsorted(self.rows, rows)]
+        return np.stack([np.isin(candidates, neighbors) for neighbors in lists])
+
+
+class OtherTexts:
+    """Ground-truth neighbors: the other texts of a train pair's own image, as STRUC has them."""
+
+    def __init__(self, data: Prepared) -> None:
+        rows = data.rows["train"]
+        _, image, self.counts = np.unique(data.image_ids[rows], return_inverse=True, return_counts=True)
+        if self.counts.max() < 2:
+            raise UserError("loss.structure ground_truth needs several texts an image; this dataset has one of each")
+        order = np.argsort(image, kind="stable")
+        self.by_image, self.image = rows[order], image
+        self.first = np.cumsum(self.counts) - self.counts
+        self.rank = np.empty(len(rows), dtype=np.int64)
+        self.rank[order] = np.arange(len(rows)) - self.first[image[order]]
+
+    def draw(self, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One pair number (int64) for each train pair, given by its position; -1 where its image has one text."""
+        image = self.image[positions]
+        count = self.counts[image]
+        step = 1 + (rng.random(len(positions)) * (count - 1)).astype(np.int64)  # never all the way round
+        drawn = self.by_image[self.first[image] + (self.rank[positions] + step) % count]
+        return np.where(count > 1, drawn, -1)
+
 
 @dataclass
 class BatchPlan:
@@ -125,7 +154,7 @@ class BatchPlan:
 
 
 def plan_epoch(
-    rows: np.ndarray, neighbors: Neighbors | None, batch_size: int, *, flip: bool, seed: int, epoch: int
+    rows: np.ndarray, neighbors: Neighbors | OtherTexts | None, batch_size: int, *, flip: bool, seed: int, epoch: int
 ) -> list[BatchPlan]:
     """All minibatches of an epoch: each train pair once, in random order, each with a neighbor drawn afresh.
 

@@ -27,13 +27,13 @@ def image_files(settings: Settings, images: Images) -> ImageFiles:
     return ImageFiles(images, settings.model.image.size, settings.dataset.max_pixels)
 
 
-def features_path(settings: Settings) -> Path:
+def features_path(settings: Settings, *, local: bool = False) -> Path:
     """Where the features of this backbone at this size and precision lie."""
     encoder = settings.model.image
     weights = Path(encoder.weights).stem if encoder.weights not in ("imagenet", "none") else encoder.weights
     seed = f"-seed={settings.seed}" if encoder.weights == "none" else ""
     name = f"{encoder.backbone}-{weights}-{encoder.size}-{settings.training.precision}{seed}"
-    return settings.features_folder / name / "features.npy"
+    return settings.features_folder / name / ("local_features.npy" if local else "features.npy")
 
 
 def images_digest(images: Images) -> str:
@@ -60,14 +60,15 @@ def _made_from(settings: Settings, images: Images) -> dict[str, object]:
 
 
 @torch.no_grad()
-def cached_features(settings: Settings, images: Images, device: torch.device) -> np.ndarray:
+def cached_features(settings: Settings, images: Images, device: torch.device, *, local: bool = False) -> np.ndarray:
     """Features (I, 2, F), float32, of every image ([:, 0]) and of its mirror image ([:, 1]), memory-mapped.
 
     They are those of the backbone as pretrained, computed, under `training.precision`, where they are not there yet or
-    where the images or the weights have changed.
+    where the images or the weights have changed. With `local` they are those of every place of the feature map,
+    (I, 2, N, F) in float16: bfloat16 keeps fewer digits, and float32 would be a gigabyte for 2,000 images.
     """
-    path, made_from = features_path(settings), _made_from(settings, images)
-    stamp = path.with_name("features.json")
+    path, made_from = features_path(settings, local=local), _made_from(settings, images)
+    stamp = path.with_suffix(".json")
     if path.exists() and stamp.exists() and read_json(stamp)["made_from"] == made_from:
         return read_array(path)
     stamp.unlink(missing_ok=True)
@@ -77,17 +78,22 @@ def cached_features(settings: Settings, images: Images, device: torch.device) ->
     count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
     source = PixelSource(image_files(settings, images), settings.training.workers, device)
     parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+    compute = backbone.local_features if local else backbone
+    with autocast(settings, device):
+        shape = compute(torch.zeros(1, 3, settings.model.image.size, settings.model.image.size).byte().to(device)).shape
+    if local:
+        print(f"writing {2 * 2 * count * shape[1:].numel() / 2**30:.2f} GiB of local features to {path}")
     requests = [(part, np.zeros(len(part), dtype=bool)) for part in parts]
     with (
         written_whole(path) as beside,
         tqdm(total=count, desc=f"features of {settings.model.image.backbone}", unit="image", disable=None) as progress,
     ):
-        shape = (count, 2, backbone.features)
-        features = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
+        dtype = np.float16 if local else np.float32
+        features = np.lib.format.open_memmap(beside, mode="w+", dtype=dtype, shape=(count, 2, *shape[1:]))
         for part, pixels in zip(parts, source.batches(requests), strict=True):
             with autocast(settings, device):
-                both = backbone(torch.cat([pixels, pixels.flip(3)]))
-            features[part] = both.float().view(2, len(part), -1).transpose(0, 1).cpu().numpy()
+                both = compute(torch.cat([pixels, pixels.flip(3)]))
+            features[part] = both.float().unflatten(0, (2, len(part))).transpose(0, 1).cpu().numpy()
             progress.update(len(part))
         features.flush()
     write_json(stamp, {"made_from": made_from, "versions": versions()})
@@ -99,14 +105,15 @@ def image_source(settings: Settings, data: Prepared, device: torch.device) -> Im
     """Where batches of images come from: cached features for a frozen backbone, otherwise the image files."""
     if settings.model.image.trainable or not settings.model.image.cache_features:
         return PixelSource(image_files(settings, data.images), settings.training.workers, device)
-    return FeatureSource(cached_features(settings, data.images, device), device)
+    local = settings.model.pvse.embeddings > 0
+    return FeatureSource(cached_features(settings, data.images, device, local=local), device)
 
 
 @torch.no_grad()
 def embed_pairs(
     model: TwoStream, data: Prepared, images: ImageSource, rows: np.ndarray, settings: Settings, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings (R, D), float32, of the images and of the texts of the pairs `rows`, in eval mode.
+    """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the images and texts of the pairs `rows`, in eval mode.
 
     An image that several pairs share is embedded once, so that these rows are equal to the last bit.
     """

@@ -301,9 +301,9 @@ def structure_preserving_loss_terms(
     l_text: anchor y_i, positives N(y_i), negatives all other texts; their λ3; only where neighbor_texts is given.
 
     Each is `group_ranking_loss`, so that weights {"l_i2t": 1, "l_sym": λ1, "l_img": λ2, "l_text": λ3} give their Eq. 5
-    divided by B. Published there: margin 0.1, λ1 = 2, λ2 and λ3 0.1 or 0.2, and of the negatives only the 50 most
-    violating; ours are all negatives, which a batch of 64 has hardly more of. Table 2's columns are λ2 = 0 (Text) and
-    λ3 = 0 (Img).
+    divided by B. Table 2's columns are λ2 = 0 (Text) and λ3 = 0 (Img). Margin and weights are not given by the paper
+    that is reproduced; the default margin and the weights of our Table 2 (λ1 = 1, the other 0.1) are ours. So is taking
+    all negatives: Wang et al. take only the most violating ones.
 
     images, texts, neighbor_images, neighbor_texts: (B, D), the pairs (x_i, y_i) and drawn neighbors (x_i', y_i'). ids,
     neighbor_ids: (B,), their image_ids. has_neighbor: (B,) bool, False where there is none and a stand-in fills the

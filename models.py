@@ -404,7 +404,10 @@ class PVSE(TwoStream):
 
 def build_model(settings: config.Settings, word_vectors: np.ndarray) -> TwoStream:
     """The model of `settings`, initialised by `settings.seed`."""
+    pvse = settings.model.pvse
     with seeded(settings):
+        if pvse.embeddings:
+            return PVSE(settings.model, word_vectors, pvse.embeddings, pvse.dropout)
         return TwoStream(settings.model, word_vectors)
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 import evaluate
@@ -26,6 +27,7 @@ import train_cross_modal_retrieval_model
 import train_doc2vec
 from artifacts import read_json, write_json, write_text
 from config import Settings, UserError, make_parser, parse_settings, run_script
+from pairs import distinct, read_pairs, rows_of_split
 from tables import TABLES, Method
 
 
@@ -58,11 +60,18 @@ def main(argv: list[str] | None = None) -> None:
             for method in methods:
                 progress.set_description(f"seed {seed}, {method.name}")
                 with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-                    figures[method.name].append(figures_of(method, seed, settings, shared))
+                    found = figures_of(method, seed, settings, shared)
+                if found:
+                    figures[method.name].append(found)
                 progress.update()
+    for method in [method for method in methods if not figures[method.name]]:
+        print(f"{method.name} is left out: it needs images with several texts, and there are none")
+        methods.remove(method)
 
     for table in wanted:
         names = [method.name for group in table.groups for method in group if method in methods]
+        if not names:
+            continue
         columns = columns_of(table, settings)
         values = {
             name: {column: [run[column]["value"] for run in figures[name]] for column in columns} for name in names
@@ -109,12 +118,19 @@ def columns_of(table: tables.Table, settings: Settings) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
-def figures_of(method: Method, seed: int, settings: Settings, shared: list[str]) -> Mapping[str, Mapping[str, float]]:
-    """The test figures of a method with one seed: trains and evaluates what is not there yet."""
+def figures_of(
+    method: Method, seed: int, settings: Settings, shared: list[str]
+) -> Mapping[str, Mapping[str, float]] | None:
+    """The test figures of a method with one seed: trains and evaluates what is not there yet.
+
+    None where the method needs images with several texts, and no train image has them.
+    """
     work = settings.work_folder.with_name(f"{settings.work_folder.name}-seed={seed}")
     base = [*shared, "--seed", str(seed), "--work", str(work), "--features", str(settings.features_folder)]
     base += [word for name, value in method.settings.items() for word in (f"--{name}", value)]
     prepare_dataset.main(base)
+    if method.several_texts and not several_texts(work):
+        return None
     train_doc2vec.main(base)
     extract_doc2vec_vectors.main(base)
     if method.settings.get("neighbors.space") == "images":
@@ -128,6 +144,13 @@ def figures_of(method: Method, seed: int, settings: Settings, shared: list[str])
     best = max(runs, key=lambda run: read_json(run / "run.json")["val_recall_at_1"])
     evaluate.main(["--run", str(best)])
     return read_json(best / "metrics.json")["figures"]
+
+
+def several_texts(work: Path) -> bool:
+    """Whether a train image in WORK has more than one text."""
+    table = read_pairs(work, ["image_id", "split"])
+    numbers = distinct(table["image_id"])[0][rows_of_split(table, "train")]
+    return len(np.unique(numbers)) < len(numbers)
 
 
 if __name__ == "__main__":

@@ -60,13 +60,18 @@ def run_name(settings: Settings, config_file: Settings, weights: Weights) -> str
     return f"{name}-seed={settings.seed}"
 
 
+def reads_neighbors(settings: Settings, weights: Weights) -> bool:
+    """Whether a run has a use for the neighbor table: a baseline has none, nor has ground-truth structure."""
+    return bool(weights.img or weights.text) and settings.loss.structure == "estimated"
+
+
 def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
-    """Fingerprints of the files in WORK that a run is trained on, by name; a baseline has no use for neighbors."""
+    """Fingerprints of the files in WORK that a run is trained on, by name."""
     paths = [
         settings.work_folder / "pairs.parquet",
         settings.work_folder / "doc2vec" / "word_vectors.npy",
         *output_paths(EXTRACT_DOC2VEC, settings),
-        *(output_paths(FIND_NEIGHBORS, settings) if weights.img or weights.text else ()),
+        *(output_paths(FIND_NEIGHBORS, settings) if reads_neighbors(settings, weights) else ()),
     ]
     return {str(path.relative_to(settings.work_folder)): fingerprint(path) for path in paths}
 

@@ -12,6 +12,7 @@ WORK/runs/<run>/: config.yaml, last.pt, best.pt (lowest validation loss), Tensor
 import functools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,16 @@ from artifacts import (
     written_whole,
 )
 from config import Settings, UserError, make_parser, parse_settings, run_script
-from datasets import BatchPlan, Neighbors, Prepared, load_prepared, plan_epoch
+from datasets import BatchPlan, Neighbors, OtherTexts, Prepared, load_prepared, plan_epoch
 from encoding import ImageSource, autocast, embed_pairs, image_source
 from metrics import kway_recall_at_1
-from models import TwoStream, build_model
+from models import PVSE, TwoStream, build_model
 from runs import (
     Weights,
     choose_device,
     clear_run,
     load_checkpoint,
+    reads_neighbors,
     run_name,
     start_run,
     what_changed_since,
@@ -64,9 +66,12 @@ def main(argv: list[str] | None = None) -> Path:
     if not min(weights.sym, weights.img, weights.text) >= 0:
         raise UserError("the weights SYM, IMG and TEXT must be 0 or more")
 
+    if settings.loss.structure == "ground_truth" and weights.img:
+        raise UserError("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
+
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
         require(step, settings)
-    if weights.img or weights.text:
+    if reads_neighbors(settings, weights):
         require(FIND_NEIGHBORS, settings)
     run = settings.work_folder / "runs" / run_name(settings, config_file, weights)
     device = choose_device(settings)
@@ -117,10 +122,17 @@ def main(argv: list[str] | None = None) -> Path:
     return run
 
 
+def make_loss_terms(settings: config.Loss) -> Callable[..., dict[str, Tensor]]:
+    """The terms of Eq. 8 that `loss.*` describes, as a function of a batch's embeddings."""
+    if settings.base == "struc":
+        return functools.partial(losses.structure_preserving_loss_terms, margin=settings.margin or 0.1)
+    return functools.partial(losses.retrieval_loss_terms, make_base_loss(settings))
+
+
 def make_base_loss(settings: config.Loss) -> losses.NPairsLoss:
     """The N-pairs loss that `loss.*` describes."""
     if settings.base == "triplet":
-        return functools.partial(losses.triplet_npairs_loss, margin=settings.margin)
+        return functools.partial(losses.triplet_npairs_loss, margin=settings.margin or 0.2)
     default = {"logsumexp": 1.0, "hinge": 0.2}[settings.form]
     angular = functools.partial(
         losses.angular_npairs_loss, tan_squared_alpha=settings.tan_squared_alpha or default, form=settings.form
@@ -145,8 +157,15 @@ class Trainer:
         self.settings, self.weights, self.data = settings, weights, data
         self.model, self.images, self.device = model, images, device
         training = settings.training
-        self.neighbors = Neighbors(settings, data) if weights.img or weights.text else None
-        self.base_loss = make_base_loss(settings.loss)
+        self.neighbors: Neighbors | OtherTexts | None = None
+        if weights.img or weights.text:
+            estimated = reads_neighbors(settings, weights)
+            self.neighbors = Neighbors(settings, data) if estimated else OtherTexts(data)
+        self.loss_terms = make_loss_terms(settings.loss)
+        self.term_weights = weights.of_terms()
+        if settings.model.pvse.embeddings > 1:
+            pvse = settings.model.pvse
+            self.term_weights |= {"l_diversity": pvse.diversity_weight, "l_mmd": pvse.mmd_weight}
 
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(
@@ -185,7 +204,7 @@ class Trainer:
         for batch, images in zip(progress, self.images.batches(self.image_requests(plan)), strict=True):
             terms = self.losses(batch, images)
             self.optimizer.zero_grad(set_to_none=True)
-            losses.weighted_sum(terms, self.weights.of_terms()).backward()
+            losses.weighted_sum(terms, self.term_weights).backward()
             self.optimizer.step()
             self.step += 1
             if self.step % training.log_every == 0:
@@ -212,15 +231,24 @@ class Trainer:
         return np.where(batch.neighbors >= 0, batch.neighbors, batch.rows)
 
     def losses(self, batch: BatchPlan, images: Tensor) -> dict[str, Tensor]:
-        """The four terms of Eq. 8 on one batch; images and neighbors' images pass through the encoder as one."""
+        """The terms on one batch, by name; images and neighbors' images pass through the encoder as one."""
         size, positives = len(batch.rows), self.positives(batch)
         rows = np.concatenate([batch.rows, positives]) if self.weights.text else batch.rows
         tokens, lengths = self.data.texts(rows)
+        residuals: tuple[Tensor, ...] = ()
         with autocast(self.settings, self.device):
-            x, y = self.model(images, tokens.to(self.device), lengths)
+            if isinstance(self.model, PVSE):
+                (x, of_images), (y, of_texts) = self.model.with_residuals(images, tokens.to(self.device), lengths)
+                residuals = (of_images, of_texts)
+            else:
+                x, y = self.model(images, tokens.to(self.device), lengths)
         ids = torch.from_numpy(self.data.image_ids[batch.rows]).to(self.device)
-        return losses.retrieval_loss_terms(
-            self.base_loss,
+        known: dict[str, Tensor] = {}
+        drawn_from_lists = isinstance(self.neighbors, Neighbors) and self.settings.neighbors.draw == "neighbors"
+        if self.settings.loss.base == "struc" and drawn_from_lists:
+            members = self.neighbors.contain(batch.rows, np.concatenate([batch.rows, positives]))
+            known["neighborhoods"] = torch.from_numpy(members).to(self.device)
+        terms = self.loss_terms(
             x[:size],
             y[:size],
             ids,
@@ -228,14 +256,19 @@ class Trainer:
             neighbor_texts=y[size:] if self.weights.text else None,
             neighbor_ids=torch.from_numpy(self.data.image_ids[positives]).to(self.device),
             has_neighbor=torch.from_numpy(batch.neighbors >= 0).to(self.device),
+            **known,
         )
+        if "l_diversity" in self.term_weights:
+            terms["l_diversity"] = sum(losses.diversity_loss(of_stream) for of_stream in residuals)
+            terms["l_mmd"] = losses.mmd_loss(x[:size], y[:size])
+        return terms
 
     def log_losses(self, board: SummaryWriter, terms: dict[str, Tensor]) -> None:
         """The authors' tags."""
-        board.add_scalar("data/train_loss", losses.weighted_sum(terms, self.weights.of_terms()).item(), self.step)
+        board.add_scalar("data/train_loss", losses.weighted_sum(terms, self.term_weights).item(), self.step)
         for name, value in terms.items():
             board.add_scalar(f"data/{name}", value.item(), self.step)
-        hinged = self.settings.loss.base == "triplet" or self.settings.loss.form == "hinge"
+        hinged = self.settings.loss.base != "angular" or self.settings.loss.form == "hinge"
         if hinged and terms["l_i2t"].item() == 0:
             tqdm.write(
                 f"warning: no triplet of the batch of step {self.step} is active, nothing is learned from it; "
@@ -251,7 +284,7 @@ class Trainer:
         total = 0.0
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            terms = losses.retrieval_loss_terms(self.base_loss, x[part], y[part], ids[part])
+            terms = self.loss_terms(x[part], y[part], ids[part])
             total += (terms["l_i2t"] + terms["l_sym"]).item() * len(ids[part])
         val_loss = total / len(rows)
         if not np.isfinite(val_loss):
