@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -56,8 +56,10 @@ class Dataset:
     """File with one's own pairs (source manifest): CSV, TSV, JSONL or Parquet with columns image and text."""
     language: str = "en"
     """Language of the texts, ISO 639-1: decides word and sentence segmentation and stop words."""
+    new_splits: bool = False
+    """Draw all three splits by seed, also where the dataset publishes its own."""
     near_duplicates: bool | None = None
-    """Drop near-duplicate texts with MinHash. Null: yes, except where the dataset publishes its splits."""
+    """Drop near-duplicate texts with MinHash. Null: yes, except where published splits are kept."""
     near_duplicate_threshold: float = 0.8
     """Estimated Jaccard similarity of two texts' word 3-grams from which the later one is dropped."""
     val_share: float = 0.1
@@ -265,6 +267,14 @@ class Evaluation:
 
 
 @dataclass
+class Tuning:
+    """The search for the loss weights."""
+
+    trials: int = 30
+    """Trainings for the baseline's weight, and as many for the method's three."""
+
+
+@dataclass
 class Settings:
     """All settings."""
 
@@ -292,6 +302,8 @@ class Settings:
     """Step 4."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """Step 5."""
+    tuning: Tuning = field(default_factory=Tuning)
+    """tune_loss_weights.py."""
 
     @property
     def work_folder(self) -> Path:
@@ -345,6 +357,7 @@ def mistakes(settings: Settings) -> list[str]:
         "evaluation.preservation_k",
         "evaluation.bootstrap",
         "evaluation.batch_size",
+        "tuning.trials",
     ]:
         demand(name, lambda value: value >= 1, "at least 1")
     for name in (
@@ -519,6 +532,20 @@ def peek(argv: list[str], flag: str) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(flag, dest="values", action="append", nargs="?", default=[])
     return [value for value in parser.parse_known_args(argv)[0].values if value]
+
+
+def without(argv: list[str], flags: Mapping[str, int]) -> list[str]:
+    """A command line without some flags and the values that follow each."""
+    kept, skip = [], 0
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        if name in flags:
+            skip = flags[name] - 1 if equals else flags[name]
+        elif skip:
+            skip -= 1
+        else:
+            kept.append(word)
+    return kept
 
 
 def to_settings(arguments: Any) -> Settings:

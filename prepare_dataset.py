@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> None:
 
     with making(PREPARE, settings, fingerprints) as figures:
         table, rejected = read_table(published.rows())
+        if dataset.new_splits:
+            none = pa.nulls(len(table), pa.string())
+            table = table.set_column(table.column_names.index("split"), "split", none)
         rejected |= unusable_images(table, rejected, published.root, settings)
         rejected |= conflicting_images(table, rejected)
         rejected |= repeated_rows(table, rejected)

@@ -3,15 +3,16 @@
     python reproduce_tables.py --config configs/web_news.yaml --seeds 5 --tables 1 3 4 --out results/web_news
 
 A seed varies all that is random: the split where none is published, Doc2Vec, initialisation, batches. The methods that
-are compared share it, and with it steps 0 to 3; all seeds share the cached image features. Any setting can be given,
-and holds for every method. What is there already is not trained again, so that a call that was stopped goes on where
-it was. Writes OUT/tableN.md and OUT/tableN.json, and the scripts' own output to WORK-tables.log.
+are compared share it, and with it steps 0 to 3; all seeds share the cached image features. Tables 1 to 4 are the
+paper's; 6 compares with weights searched on each seed's validation split (tune_loss_weights.py). Any setting can be
+given, and holds for every method. What is there already is not trained again, so that a call that was stopped goes on
+where it was. Writes OUT/tableN.md and OUT/tableN.json, and the scripts' own output to WORK-tables.log.
 """
 
 import contextlib
+import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,19 @@ import prepare_dataset
 import tables
 import train_cross_modal_retrieval_model
 import train_doc2vec
+import tune_loss_weights
 from artifacts import read_json, write_json, write_text
-from config import Settings, UserError, make_parser, parse_settings, run_script
+from config import Settings, UserError, make_parser, parse_settings, run_script, without
 from pairs import distinct, read_pairs, rows_of_split
-from tables import TABLES, Method
+from runs import read_run
+from tables import OF_THE_PAPER, TABLES, Method
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds; they are 0, 1, 2 ...")
-    parser.add_argument("--tables", type=int, nargs="+", default=sorted(TABLES), help="tables to fill")
+    parser.add_argument("--tables", type=int, nargs="+", default=OF_THE_PAPER, help="tables to fill (default: 1 2 3 4)")
     parser.add_argument("--methods", nargs="+", help="only these rows, by name, such as OURS (default: all)")
     parser.add_argument("--out", type=Path, help="folder of the tables (default: results/<dataset.name>)")
     settings, _, arguments = parse_settings(parser, argv)
@@ -52,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     if unknown := set(arguments.methods or ()) - {method.name for method in methods}:
         raise UserError(f"no row is called {min(unknown)}; --methods takes some of {[m.name for m in methods]}")
     methods = [method for method in methods if not arguments.methods or method.name in arguments.methods]
-    figures: dict[str, list[Mapping[str, Mapping[str, float]]]] = {method.name: [] for method in methods}
+    runs: dict[str, list[Path]] = {method.name: [] for method in methods}
     log = settings.work_folder.with_name(settings.work_folder.name + "-tables.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=arguments.seeds * len(methods), unit="method", disable=None) as progress:
@@ -60,11 +63,12 @@ def main(argv: list[str] | None = None) -> None:
             for method in methods:
                 progress.set_description(f"seed {seed}, {method.name}")
                 with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-                    found = figures_of(method, seed, settings, shared)
-                if found:
-                    figures[method.name].append(found)
+                    run = trained(method, seed, settings, shared)
+                if run:
+                    runs[method.name].append(run)
                 progress.update()
-    for method in [method for method in methods if not figures[method.name]]:
+    figures = {name: [read_json(run / "metrics.json")["figures"] for run in of_name] for name, of_name in runs.items()}
+    for method in [method for method in methods if not runs[method.name]]:
         print(f"{method.name} is left out: it needs images with several texts, and there are none")
         methods.remove(method)
 
@@ -86,25 +90,20 @@ def main(argv: list[str] | None = None) -> None:
             f"{settings.dataset.name or settings.dataset.source}, {arguments.seeds} seeds, {image.backbone} "
             f"({image.weights}, {'fine-tuned' if image.trainable else 'frozen'}), {text.encoder}: `{command}`"
         )
-        write_json(out / f"table{table.number}.json", {"command": command, "seeds": arguments.seeds, **content})
-        write_text(out / f"table{table.number}.md", tables.to_markdown(content, heading))
-        print(tables.to_markdown(content, heading))
+        markdown = tables.to_markdown(content, heading)
+        for method in [method for method in methods if method.tuned and method.name in names]:
+            weights = [read_run(run)[1] for run in runs[method.name]]
+            found = ", ".join(f"`{of_seed.sym:g} {of_seed.img:g} {of_seed.text:g}`" for of_seed in weights)
+            markdown += f"\n{method.name}, weights SYM IMG TEXT found for each seed: {found}\n"
+        made_by = {name: [run.name for run in runs[name]] for name in names}
+        write_json(
+            out / f"table{table.number}.json",
+            {"command": command, "seeds": arguments.seeds, **content, "runs": made_by},
+        )
+        write_text(out / f"table{table.number}.md", markdown)
+        print(markdown)
         for ending in ("json", "md"):
             print(f"wrote {out / f'table{table.number}.{ending}'}")
-
-
-def without(argv: list[str], flags: Mapping[str, int]) -> list[str]:
-    """A command line without some flags and the values that follow each."""
-    kept, skip = [], 0
-    for word in argv:
-        name, equals, _ = word.partition("=")
-        if name in flags:
-            skip = flags[name] - 1 if equals else flags[name]
-        elif skip:
-            skip -= 1
-        else:
-            kept.append(word)
-    return kept
 
 
 def columns_of(table: tables.Table, settings: Settings) -> list[str]:
@@ -118,10 +117,8 @@ def columns_of(table: tables.Table, settings: Settings) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
-def figures_of(
-    method: Method, seed: int, settings: Settings, shared: list[str]
-) -> Mapping[str, Mapping[str, float]] | None:
-    """The test figures of a method with one seed: trains and evaluates what is not there yet.
+def trained(method: Method, seed: int, settings: Settings, shared: list[str]) -> Path | None:
+    """The evaluated run of a method with one seed: trains and evaluates what is not there yet.
 
     None where the method needs images with several texts, and no train image has them.
     """
@@ -136,14 +133,17 @@ def figures_of(
     if method.settings.get("neighbors.space") == "images":
         extract_image_features.main(base)
     knn_document_features.main(base)
+    weights = method.weights
+    if method.tuned:
+        weights = dataclasses.astuple(tune_loss_weights.main(base)[method.tuned])
     runs = []
     for choice in method.choices:
         words = [word for name, value in choice.items() for word in (f"--{name}", value)]
-        weights = [f"{weight:g}" for weight in method.weights]
-        runs.append(train_cross_modal_retrieval_model.main([*weights, *base, *words, "--resume", "--refresh"]))
+        given = [f"{weight:g}" for weight in weights]
+        runs.append(train_cross_modal_retrieval_model.main([*given, *base, *words, "--resume", "--refresh"]))
     best = max(runs, key=lambda run: read_json(run / "run.json")["val_recall_at_1"])
     evaluate.main(["--run", str(best)])
-    return read_json(best / "metrics.json")["figures"]
+    return best
 
 
 def several_texts(work: Path) -> bool:

@@ -28,6 +28,7 @@ NOT_OF_A_RUN = (
     "features",
     "dataset.",
     "evaluation.",
+    "tuning.",
     "training.device",
     "training.workers",
     "training.log_every",

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 4: the methods in them, how each is trained, and how a filled table is written."""
+"""The paper's Tables 1 to 4 and ours: the methods in them, how each is trained, how a filled table is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +19,8 @@ class Method:
     settings: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[Mapping[str, str], ...] = ({},)
     """Settings of which each seed takes those with the highest Recall@1 on the validation split."""
+    tuned: str | None = None
+    """The search of tune_loss_weights.py that gives each seed its weights, in place of `weights`."""
     several_texts: bool = False
     """Whether the method needs images with several texts; it is left out where there are none."""
 
@@ -41,6 +43,8 @@ STRUC_IMG = Method("STRUC (NN, Img)", (1, LAMBDA, 0), STRUC)
 POLYSEMOUS = {"model.pvse.embeddings": "2"}
 PVSE = Method("PVSE", (1, 0, 0), POLYSEMOUS)
 PVSE_OURS = Method("PVSE + OURS", ANGULAR, POLYSEMOUS)
+ANG_TUNED = Method("ANG+NP+SYM (tuned)", (1, 0, 0), tuned="baseline")
+OURS_TUNED = Method("OURS (tuned)", ANGULAR, tuned="method")
 WITHOUT_TEXT = Method("OURS (ANG) - L_text", (1, 0.3, 0))
 WITHOUT_IMG = Method("OURS (ANG) - L_img", (1, 0, 0.2))
 
@@ -56,6 +60,8 @@ class Table:
     """Patterns of the columns' figures in metrics.json; {k} is each k of `evaluation.kway`."""
     underlined: tuple[str, ...] = ()
     """Methods of which the best is underlined."""
+    contrasts: tuple[tuple[Method, Method], ...] = ()
+    """Methods and what else they are compared with."""
 
 
 RETRIEVAL = ("{k}way_recall_at_1_image_to_text", "{k}way_recall_at_1_text_to_image")
@@ -65,6 +71,7 @@ TABLES = {
         "Retrieval",
         ((ANG, IMG_NNS, OURS, CONTROL), (PVSE, PVSE_OURS), (ANG_HINGE, OURS_HINGE), (TRIP, OURS_TRIP)),
         RETRIEVAL,
+        contrasts=((OURS, CONTROL), (OURS, IMG_NNS)),
     ),
     2: Table(
         2,
@@ -90,7 +97,15 @@ TABLES = {
         RETRIEVAL,
         underlined=(WITHOUT_TEXT.name, WITHOUT_IMG.name),
     ),
+    6: Table(
+        6,
+        "Tuned weights",
+        ((ANG, OURS), (ANG_TUNED, OURS_TUNED)),
+        RETRIEVAL,
+        contrasts=((OURS_TUNED, OURS), (ANG_TUNED, ANG)),
+    ),
 }
+OF_THE_PAPER = [1, 2, 3, 4]
 
 # What the paper reports, by table, dataset and method, in the order of the columns (images to texts, texts to images;
 # in Table 3 images, texts).
@@ -210,7 +225,26 @@ def fill(
         for number in range(len(table.groups)):
             _mark(rows, column, "bold", [row for row in rows if row["group"] == number])
         _mark(rows, column, "underline", [row for row in rows if row["method"] in table.underlined])
-    return {"table": table.number, "title": table.title, "columns": columns, "chance": dict(chance), "rows": rows}
+    contrasts = [
+        {
+            "method": one.name,
+            "against": other.name,
+            "figures": {
+                column: _difference(np.asarray(values[one.name][column], dtype=float), values[other.name][column])
+                for column in columns
+            },
+        }
+        for one, other in table.contrasts
+        if one.name in values and other.name in values
+    ]
+    return {
+        "table": table.number,
+        "title": table.title,
+        "columns": columns,
+        "chance": dict(chance),
+        "rows": rows,
+        "contrasts": contrasts,
+    }
 
 
 def _difference(mine: np.ndarray, baseline: Sequence[float]) -> dict[str, float] | None:
@@ -248,11 +282,14 @@ def to_markdown(content: Mapping, heading: str) -> str:
     compared = [row for row in rows if any(row["figures"][column]["difference"] for column in columns)]
     if compared:
         firsts = {row["group"]: row["method"] for row in reversed(rows)}
-        lines += ["", "Difference to the first row of the group, with the paired 95 % interval over seeds:", ""]
+        lines += ["", "Differences, with the paired 95 % interval over seeds:", ""]
         lines += [f"| | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
         for row in compared:
             cells = [_interval(row["figures"][column]["difference"]) for column in columns]
             lines.append(f"| {row['method']} against {firsts[row['group']]} | {' | '.join(cells)} |")
+        for contrast in content["contrasts"]:
+            cells = [_interval(contrast["figures"][column]) for column in columns]
+            lines.append(f"| {contrast['method']} against {contrast['against']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

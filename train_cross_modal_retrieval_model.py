@@ -76,9 +76,7 @@ def main(argv: list[str] | None = None) -> Path:
     run = settings.work_folder / "runs" / run_name(settings, config_file, weights)
     device = choose_device(settings)
     data = load_prepared(settings)
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    be_deterministic(settings)
     model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
     if arguments.overwrite or (arguments.refresh and what_changed_since(run, settings)):
         clear_run(run)
@@ -98,9 +96,12 @@ def main(argv: list[str] | None = None) -> Path:
     with SummaryWriter(str(run), purge_step=trainer.step + 1 if trainer.step else None) as board:
         if trainer.epoch == 0:
             trainer.validate(board)  # the untrained model: where the curves begin
+            tqdm.write(trainer.shown)
         while not trainer.finished():
             trainer.train_one_epoch(board)
-            if trainer.validate(board):
+            improved = trainer.validate(board)
+            tqdm.write(trainer.shown)
+            if improved:
                 trainer.save(run / "best.pt")
             trainer.save(run / "last.pt", to_resume=True)
             board.flush()
@@ -120,6 +121,13 @@ def main(argv: list[str] | None = None) -> Path:
         print(f"wrote {run / name}")
     print(f"next: python evaluate.py --run {run}")
     return run
+
+
+def be_deterministic(settings: Settings) -> None:
+    """Have torch compute the same from the same, where `deterministic` asks for it."""
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 def make_loss_terms(settings: config.Loss) -> Callable[..., dict[str, Tensor]]:
@@ -177,6 +185,7 @@ class Trainer:
         )
         self.epoch, self.step = 0, 0
         self.best_loss, self.best_epoch, self.best_recall = float("inf"), 0, 0.0
+        self.shown = ""  # the last validation in a line
         # Fixed batches: validation losses of two epochs, or of two methods, are over the same negatives.
         self.val_rows = np.random.default_rng(settings.seed).permutation(data.rows["val"])
 
@@ -306,7 +315,7 @@ class Trainer:
         if self.epoch:
             self.schedule.step(val_loss)
         shown = ", ".join(f"{k}-way {to_text:.3f} {to_image:.3f}" for k, (to_text, to_image) in recalls.items())
-        tqdm.write(f"epoch {self.epoch:3d}  val loss {val_loss:.4f}  Recall@1 {shown}{' *' if improved else ''}")
+        self.shown = f"epoch {self.epoch:3d}  val loss {val_loss:.4f}  Recall@1 {shown}{' *' if improved else ''}"
         return improved
 
     # Checkpoints

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import stats
 
 from config import UserError
-from datasets import FeatureSource, ImageFiles, Neighbors, PixelSource, Prepared, plan_epoch
+from datasets import FeatureSource, ImageFiles, Neighbors, OtherTexts, PixelSource, Prepared, plan_epoch
 from pairs import Images
 
 
@@ -32,7 +32,8 @@ def neighbors(indices: list[list[int]], anywhere: bool = False) -> Neighbors:
     table = object.__new__(Neighbors)
     data = prepared()
     table.indices = np.array(indices, dtype=np.int32)
-    table.anywhere = data.rows["train"] if anywhere else None
+    table.rows = data.rows["train"]
+    table.anywhere = table.rows if anywhere else None
     table.image_ids = data.image_ids
     return table
 
@@ -47,6 +48,41 @@ def test_texts_are_padded_with_zeros() -> None:
         assert lengths[line] == len(words)
         assert tokens[line, : len(words)].tolist() == words.tolist()
         assert not tokens[line, len(words) :].any()
+
+
+def test_members_of_neighbor_lists_by_hand() -> None:
+    table = neighbors([[4, 5], [8, -1], [3, 2], *[[-1, -1]] * 5])  # of the pairs 2, 3, 4, 5 ... 9
+    members = table.contain(np.array([4, 2, 9]), np.array([2, 3, 4, 5, 8]))
+    assert members.tolist() == [
+        [True, True, False, False, False],
+        [False, False, True, True, False],
+        [False] * 5,
+    ]
+
+
+def test_other_texts_of_the_same_image_are_drawn_uniformly_and_never_the_text_itself() -> None:
+    data = prepared()
+    data.image_ids = np.array([9, 9, 5, 7, 5, 5, 7, 1, 5, 7, 2, 3])  # train pairs are 2 to 9
+    texts = OtherTexts(data)
+    positions = np.repeat(np.arange(8), 3000)
+    drawn = texts.draw(positions, np.random.default_rng(0))
+    of_image = {5: {2, 4, 5, 8}, 7: {3, 6, 9}, 1: {7}}
+    for position, row in enumerate(data.rows["train"]):
+        values = drawn[positions == position]
+        others = sorted(of_image[data.image_ids[row]] - {row})
+        if not others:
+            assert (values == -1).all()
+            continue
+        counts = [(values == other).sum() for other in others]
+        assert sum(counts) == 3000
+        assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_other_texts_need_an_image_with_several() -> None:
+    data = prepared()
+    data.image_ids = np.arange(12)
+    with pytest.raises(UserError, match="several texts an image"):
+        OtherTexts(data)
 
 
 def test_neighbors_are_drawn_uniformly() -> None:

@@ -17,6 +17,7 @@ from config import Settings, make_parser, parse_settings
 from datasets import load_prepared, plan_epoch
 from encoding import image_source
 from models import build_model
+from pairs import image_root
 from runs import Weights, run_name
 
 pytestmark = pytest.mark.slow
@@ -206,8 +207,6 @@ def test_evaluate_wants_a_run(tmp_path: Path) -> None:
 
 
 def test_an_image_that_became_unreadable_is_named(prepared_once: Path, prepared: Path) -> None:
-    from pairs import image_root
-
     table = pq.read_table(prepared / "pairs.parquet")
     path = image_root(prepared) / table["image_path"][0].as_py()
     saved = path.read_bytes()
@@ -252,6 +251,74 @@ def test_cached_features_train_as_pixels_do_flips_included(prepared: Path, weigh
         assert ("l_text" in with_cache) == bool(weights.text)
         for name in with_cache:
             torch.testing.assert_close(with_cache[name], without[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("words", [["--loss.base", "struc"], ["--model.pvse.embeddings", "3"]])
+def test_other_methods_train_too(prepared: Path, words: list[str]) -> None:
+    run = train(prepared, *words)
+    curves = scalars(run)
+    losses = [value for _, value in curves["data/val_loss"]]
+    assert min(losses[1:]) < losses[0]
+    terms = {"l_i2t": 1, "l_sym": 1, "l_img": 0.3, "l_text": 0.2}
+    if "--loss.base" not in words:
+        terms |= {"l_diversity": 0.1, "l_mmd": 0.01}
+    total = sum(weight * np.array(curves[f"data/{name}"])[:, 1] for name, weight in terms.items())
+    np.testing.assert_allclose(total, np.array(curves["data/train_loss"])[:, 1], rtol=1e-5)
+    run_script("evaluate.py", "--run", run)
+
+
+def test_pvse_trains_on_cached_local_features_as_on_pixels(prepared: Path) -> None:
+    terms = []
+    for cached in ("true", "false"):
+        words = ["--model.pvse.embeddings", "2", "--model.image.cache_features", cached, "--model.image.size", "64"]
+        settings = settings_of(prepared, *words)
+        data, device = load_prepared(settings), torch.device("cpu")
+        model = build_model(settings, np.load(prepared / "doc2vec" / "word_vectors.npy"))
+        images = image_source(settings, data, device)
+        trainer = training.Trainer(settings, Weights(1, 0.3, 0.2), data, model, images, device)
+        plan = plan_epoch(data.rows["train"], trainer.neighbors, 32, flip=True, seed=0, epoch=1)[:2]
+        model.eval()
+        batches = images.batches(trainer.image_requests(plan))
+        terms.append([trainer.losses(batch, pixels) for batch, pixels in zip(plan, batches, strict=True)])
+    for with_cache, without in zip(*terms, strict=True):
+        assert {"l_diversity", "l_mmd"} <= with_cache.keys() == without.keys()
+        for name in with_cache:
+            torch.testing.assert_close(with_cache[name], without[name], rtol=1e-3, atol=1e-4)
+
+
+def several_captions(folder: Path) -> list[str]:
+    """Flags of a made-up dataset in which an image has three texts."""
+    run_script("prepare_dataset.py", *TINY, "--work", folder / "drawn")
+    table = pq.read_table(folder / "drawn" / "pairs.parquet").to_pylist()
+    root = str(image_root(folder / "drawn"))
+    rows = [
+        {"image": row["image_path"], "text": f"{other['text']} caption{number}"}
+        for row in table[:90]
+        for number, other in enumerate([other for other in table if other["category"] == row["category"]][:3])
+    ]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["--dataset.source", "manifest", "--dataset.manifest", str(folder / "captions.jsonl")]
+    return [*words, "--dataset.root", root, "--dataset.near_duplicates", "false", "--work", str(folder / "captions")]
+
+
+def test_ground_truth_structure_takes_the_other_texts_of_an_image(tmp_path: Path) -> None:
+    words = [*TINY, *several_captions(tmp_path)]
+    for script in ("prepare_dataset.py", "train_doc2vec.py", "extract_doc2vec_vectors.py"):
+        run_script(script, *words)
+    truth = [*words, "--loss.base", "struc", "--loss.structure", "ground_truth"]
+    run_script(SCRIPT, "1", "0", "0.1", *truth)  # and no neighbor table
+    assert "IMG 0" in one_line_error(run_script(SCRIPT, "1", "0.1", "0", *truth, ok=False))
+    assert "knn_document_features.py" in one_line_error(run_script(SCRIPT, "1", "0.3", "0.2", *words, ok=False))
+    table = [*TINY, *words[2:], "--seeds", "1", "--tables", "2", "--training.max_epochs", "1"]
+    shown = run_script("reproduce_tables.py", *table, "--out", tmp_path / "out").stdout
+    assert "| STRUC (GT, Text) |" in shown
+
+
+def test_ground_truth_structure_needs_several_texts(prepared: Path) -> None:
+    words = [*TINY, "--work", prepared, "--loss.structure", "ground_truth"]
+    assert "loss.base struc" in one_line_error(run_script(SCRIPT, "1", "0", "0.1", *words, ok=False))
+    words += ["--loss.base", "struc"]
+    assert "several texts an image" in one_line_error(run_script(SCRIPT, "1", "0", "0.1", *words, ok=False))
 
 
 def test_the_schedule_decays_after_five_epochs_and_stops_after_ten(prepared: Path) -> None:

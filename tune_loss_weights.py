@@ -1,0 +1,173 @@
+"""Search the weights SYM, IMG and TEXT of Eq. 8 on the validation split, the baseline's SYM just as thoroughly.
+
+    python tune_loss_weights.py --config configs/web_news.yaml --tuning.trials 30
+
+The authors say of the three weights that they "should be optimized on your dataset". Two searches with the same number
+of trials, so that a gain of the method is none of the tuning: `baseline` varies SYM with IMG = TEXT = 0, `method` all
+three. Each starts with the paper's weights, and then asks Optuna's TPE sampler. A trial is a training as in step 4,
+stopped as there, and sooner where it lies below the median of earlier trials after as many epochs. Its figure is k-way
+Recall@1 of the validation split, k the first of evaluation.kway, mean of both directions, at the epoch of the lowest
+validation loss. The test split is not looked at: that is evaluate.py's, once, for a run with the weights found.
+
+Reads what step 4 reads. Writes WORK/tuning/<settings>/<search>/: trials.db (Optuna's), best.json, and for each trial
+TensorBoard curves and HParams. A search goes on where it was stopped; more trials go on from those that are there.
+"""
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+import yaml
+from optuna.trial import TrialState
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from artifacts import (
+    EXTRACT_DOC2VEC,
+    FIND_NEIGHBORS,
+    PREPARE,
+    TRAIN_DOC2VEC,
+    read_array,
+    read_json,
+    require,
+    write_json,
+    write_text,
+)
+from config import Settings, flatten, make_parser, parse_settings, run_script, without
+from datasets import Prepared, load_prepared
+from encoding import ImageSource, image_source
+from models import build_model
+from runs import NOT_OF_A_RUN, Weights, choose_device, run_inputs
+from tables import ANGULAR, TRIPLET
+from train_cross_modal_retrieval_model import Trainer, be_deterministic
+
+SEARCHES = {"baseline": ("sym",), "method": ("sym", "img", "text")}
+"""The weights that each search varies; the others are 0."""
+LOWEST, HIGHEST = 0.03, 10.0
+"""Weights are searched between these, on a logarithmic scale."""
+
+
+def main(argv: list[str] | None = None) -> dict[str, Weights]:
+    """Search; returns the best weights of each search."""
+    argv = sys.argv[1:] if argv is None else argv
+    settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS):
+        require(step, settings)
+    be_deterministic(settings)
+    folder = search_folder(settings)
+    if not (folder / "config.yaml").exists():
+        write_text(folder / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
+
+    best = {name: search(folder / name, names, settings) for name, names in SEARCHES.items()}
+    flags = shlex.join(without(argv, {"--tuning.trials": 1}))
+    k = settings.evaluation.kway[0]
+    for name, weights in best.items():
+        value = read_json(folder / name / "best.json")["value"]
+        print(f"{name}: {k}-way Recall@1 {value:.4f} on the validation split; train with")
+        print(f"  python train_cross_modal_retrieval_model.py {weights.sym:g} {weights.img:g} {weights.text:g} {flags}")
+    print(f"curves and HParams: tensorboard --logdir {folder}")
+    return best
+
+
+def search_folder(settings: Settings) -> Path:
+    """WORK/tuning/<digest of the settings and inputs that shape a trial>: trials that differ in them do not mix."""
+    of_run = {
+        name: value
+        for name, value in flatten(settings).items()
+        if name in ("seed", "evaluation.kway") or not name.startswith(NOT_OF_A_RUN)
+    }
+    shaping = [of_run, run_inputs(settings, Weights(*ANGULAR)), LOWEST, HIGHEST]
+    digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
+    return settings.work_folder / "tuning" / digest
+
+
+def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
+    """The weights with the highest figure of `tuning.trials` trials, those of earlier calls among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=f"sqlite:///{folder / 'trials.db'}", study_name="weights", direction="maximize", load_if_exists=True
+    )
+    for cut_short in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(cut_short.number, state=TrialState.FAIL)
+    trials, finished = settings.tuning.trials, (TrialState.COMPLETE, TrialState.PRUNED)
+    if (done := len(study.get_trials(states=finished))) < trials:
+        data, device = load_prepared(settings), choose_device(settings)
+        images = image_source(settings, data, device)
+        paper = dict(zip(("sym", "img", "text"), TRIPLET if settings.loss.base == "triplet" else ANGULAR, strict=True))
+        with tqdm(total=trials, initial=done, desc=folder.name, unit="trial", disable=None) as progress:
+            for number in range(done, trials):
+                # Seeded for each trial, so that a search that was stopped asks for what it would have asked for.
+                study.sampler = optuna.samplers.TPESampler(
+                    seed=int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0]), multivariate=True
+                )
+                study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=5)
+                if number == 0:
+                    study.enqueue_trial({name: paper[name] for name in names}, skip_if_exists=False)
+                trial = study.ask()
+                weights = suggest(trial, names)
+                pruned = train(folder / f"trial_{number:03d}", weights, trial, settings, data, images, device)
+                last = study.trials[trial.number].intermediate_values
+                study.tell(trial, state=TrialState.PRUNED) if pruned else study.tell(trial, last[max(last)])
+                progress.update()
+                progress.set_postfix(best=f"{study.best_value:.4f}")
+    best = study.best_trial
+    weights = suggest(optuna.trial.FixedTrial(best.params), names)
+    path = folder / "best.json"
+    if done >= trials and path.exists():
+        print(f"up to date {path}")
+        return weights
+    write_json(
+        path,
+        {
+            **asdict(weights),
+            "value": best.value,
+            "trials": len(study.get_trials(states=finished)),
+            "pruned": len(study.get_trials(states=(TrialState.PRUNED,))),
+        },
+    )
+    print(f"wrote {path}")
+    return weights
+
+
+def suggest(trial: optuna.trial.BaseTrial, names: tuple[str, ...]) -> Weights:
+    """The trial's weights, in two digits, as somebody would type them."""
+    asked = {name: float(f"{trial.suggest_float(name, LOWEST, HIGHEST, log=True):.2g}") for name in names}
+    return Weights(**{"sym": 0.0, "img": 0.0, "text": 0.0} | asked)
+
+
+def train(
+    folder: Path,
+    weights: Weights,
+    trial: optuna.Trial,
+    settings: Settings,
+    data: Prepared,
+    images: ImageSource,
+    device: torch.device,
+) -> bool:
+    """Train a trial and report its figure after every epoch; True where it was stopped for lying below the median."""
+    for old in folder.glob("events.out.tfevents.*"):  # of the same trial, cut short
+        old.unlink()
+    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
+    trainer = Trainer(settings, weights, data, model, images, device)
+    pruned = False
+    with SummaryWriter(str(folder)) as board:
+        while not (trainer.finished() or pruned):
+            trainer.train_one_epoch(board)
+            trainer.validate(board)
+            trial.report(trainer.best_recall, trainer.epoch)
+            pruned = trial.should_prune()
+        figures: Mapping[str, float] = {"hparam/val_recall_at_1": trainer.best_recall, "hparam/epochs": trainer.epoch}
+        board.add_hparams(asdict(weights), dict(figures), run_name=".")
+    return pruned
+
+
+if __name__ == "__main__":
+    run_script(main)
