@@ -58,7 +58,7 @@ def draw(settings: Synthetic, seed: int, folder: Path) -> Path:
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         (scratch / "images").mkdir(parents=True)
-        world = _World(settings, random.Random(f"synthetic {seed}"))
+        world = World(settings, random.Random(f"synthetic {seed}"))
         with (scratch / manifest.name).open("w", encoding="utf-8") as file:
             for number in tqdm(range(settings.pairs), desc="drawing", unit="image", disable=None):
                 image, text, topic = world.pair()
@@ -75,7 +75,7 @@ def draw(settings: Synthetic, seed: int, folder: Path) -> Path:
     return manifest
 
 
-class _World:
+class World:
     """Topics, motifs and words, and the pairs drawn from them; all that is random comes from `chance`, in order."""
 
     def __init__(self, settings: Synthetic, chance: random.Random):
@@ -104,10 +104,18 @@ class _World:
 
     def pair(self) -> tuple[Image.Image, str, str]:
         """A picture, its text, and their topic."""
-        topic = self.chance.randrange(len(self.topics))
-        motif = self.chance.choice(self.motifs_of[topic])
-        colour = self.chance.choice(list(COLOURS))
+        topic, motif, colour = self._subject()
         return self._picture(motif, colour), self._text(topic, motif, colour), self.topics[topic]
+
+    def captioned(self, count: int) -> tuple[Image.Image, list[str]]:
+        """A picture and so many texts that illustrate its topic."""
+        topic, motif, colour = self._subject()
+        return self._picture(motif, colour), [self._text(topic, motif, colour) for _ in range(count)]
+
+    def _subject(self) -> tuple[int, int, str]:
+        """A topic, one of its motifs, and a colour."""
+        topic = self.chance.randrange(len(self.topics))
+        return topic, self.chance.choice(self.motifs_of[topic]), self.chance.choice(list(COLOURS))
 
     def _text(self, topic: int, motif: int, colour: str) -> str:
         def word() -> str:

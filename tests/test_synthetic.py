@@ -57,7 +57,7 @@ def test_a_motif_serves_several_topics_and_a_topic_has_several_motifs(
 ) -> None:
     settings = Synthetic(**{**vars(SMALL), "motifs_per_topic": motifs_per_topic})
     for seed in range(10):
-        world = synthetic._World(settings, synthetic.random.Random(seed))
+        world = synthetic.World(settings, synthetic.random.Random(seed))
         assert all(len(hand) == len(set(hand)) == motifs_per_topic for hand in world.motifs_of)
         assert {sum(motif in hand for hand in world.motifs_of) for motif in range(SMALL.motifs)} == topics_a_motif
     assert len(set(world.shapes)) == SMALL.motifs
@@ -68,7 +68,7 @@ def test_a_motif_serves_several_topics_and_a_topic_has_several_motifs(
 @pytest.mark.parametrize("literalness", [0.0, 0.5, 1.0])
 def test_literalness_is_the_share_of_texts_that_name_what_is_drawn(literalness: float) -> None:
     settings = Synthetic(**{**vars(SMALL), "literalness": literalness})
-    world = synthetic._World(settings, synthetic.random.Random(0))
+    world = synthetic.World(settings, synthetic.random.Random(0))
     naming = 0
     for number in range(400):
         motif = number % SMALL.motifs
@@ -82,7 +82,7 @@ def test_literalness_is_the_share_of_texts_that_name_what_is_drawn(literalness: 
 
 
 def test_pictures_show_their_motif_in_its_colour() -> None:
-    world = synthetic._World(SMALL, synthetic.random.Random(0))
+    world = synthetic.World(SMALL, synthetic.random.Random(0))
     for motif in range(SMALL.motifs):
         for colour, ink in synthetic.COLOURS.items():
             picture = world._picture(motif, colour)
