@@ -204,7 +204,7 @@ class Model:
 
 @dataclass
 class Loss:
-    """The loss that all four terms are made of."""
+    """The loss that the terms are made of."""
 
     base: Literal["angular", "triplet", "struc", "fine_grained"] = "angular"
     """Eq. 2 or Eq. 1 of the paper in N-pairs; the structure-preserving loss of Wang et al. 2016 (STRUC); or the
