@@ -450,6 +450,8 @@ def mistakes(settings: Settings) -> list[str]:
         found.append(
             "model.text.encoder graph links words by Doc2Vec's vectors; let model.text.word_vectors be doc2vec"
         )
+    if settings.model.text.encoder == "graph" and settings.model.pvse.embeddings:
+        found.append("model.pvse attends to word embeddings, which model.text.encoder graph has none of; take gru")
     if settings.loss.tile_negatives and (settings.loss.base, settings.loss.form) != ("angular", "logsumexp"):
         found.append("loss.tile_negatives goes with loss.base angular and loss.form logsumexp")
     if settings.loss.structure == "ground_truth" and settings.loss.base != "struc":

@@ -19,7 +19,7 @@ from torch import Tensor
 from artifacts import FIND_NEIGHBORS, SIAMESE_LABELS, Step, output_paths, read_array
 from config import Settings, UserError
 from datasets import Prepared
-from losses import fine_grained_labels, pairwise_similarity_loss
+from losses import fine_grained_labels, multiple_instance_similarities, pairwise_similarity_loss
 from pairs import read_pairs
 
 
@@ -128,21 +128,22 @@ class PairwiseLoss:
     def __call__(self, images: Tensor, texts: Tensor, image_rows: np.ndarray, text_rows: np.ndarray) -> Tensor:
         """The loss of the examples (image of pair i, text of pair j), a scalar; every image with its own text counts.
 
-        images: (B, D) and texts: (M, D) unit vectors, of the pairs `image_rows` (B,) and `text_rows` (M,).
+        images: (B, D) and texts: (M, D) unit vectors, of the pairs `image_rows` (B,) and `text_rows` (M,); or (B, K, D)
+        and (M, K, D) of PVSE, which are as similar as their closest ones.
         """
         own = self.relevance.own(image_rows, text_rows)
         alike, unlike = self.relevance.alike(image_rows, text_rows)
         own, positive, negative = (torch.from_numpy(mask).to(self.device) for mask in (own, own | alike, unlike))
-        with torch.autocast(images.device.type, enabled=False):
-            labels = self.labels(image_rows, text_rows, positive, negative, own)
-            return pairwise_similarity_loss(
-                images.float() @ texts.float().T,
-                positive,
-                negative,
-                labels,
-                margin=self.settings.mean_margin,
-                mean_weight=self.settings.mean_weight,
-            )
+        if images.ndim == 2:
+            images, texts = images[:, None], texts[:, None]
+        return pairwise_similarity_loss(
+            multiple_instance_similarities(images, texts),
+            positive,
+            negative,
+            self.labels(image_rows, text_rows, positive, negative, own),
+            margin=self.settings.mean_margin,
+            mean_weight=self.settings.mean_weight,
+        )
 
     def labels(
         self, image_rows: np.ndarray, text_rows: np.ndarray, positive: Tensor, negative: Tensor, own: Tensor

@@ -42,7 +42,7 @@ def dense_graph(word_vectors: np.ndarray, k: int) -> np.ndarray:
 
 
 def to_dense(links: Tensor, values: Tensor, words: int) -> np.ndarray:
-    return torch.sparse_coo_tensor(links, values, (words, words)).to_dense().numpy()
+    return torch.sparse_coo_tensor(links, values, (words, words), check_invariants=True).to_dense().numpy()
 
 
 def test_the_graph_is_that_of_the_nearest_word_vectors_either_way() -> None:
@@ -162,12 +162,13 @@ def test_the_same_on_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"encoder": "graph", "word_vectors": "random"}, "word_vectors"),
-        ({"graph_channels": [8]}, "two numbers"),
-        ({"graph_channels": [8, 0]}, "two numbers"),
-        ({"graph_neighbors": 0}, "at least 1"),
+        ({"text": {"encoder": "graph", "word_vectors": "random"}}, "word_vectors"),
+        ({"text": {"encoder": "graph"}, "pvse": {"embeddings": 2}}, "model.pvse"),
+        ({"text": {"graph_channels": [8]}}, "two numbers"),
+        ({"text": {"graph_channels": [8, 0]}}, "two numbers"),
+        ({"text": {"graph_neighbors": 0}}, "at least 1"),
     ],
 )
 def test_settings_that_make_no_sense(tree: dict[str, object], message: str) -> None:
-    (mistake,) = mistakes(load_settings({"model": {"text": tree}}))
+    (mistake,) = mistakes(load_settings({"model": tree}))
     assert message in mistake

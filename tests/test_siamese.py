@@ -10,6 +10,9 @@ import torch
 from conftest import TINY, one_line_error, run_script
 from sklearn.metrics import balanced_accuracy_score
 
+import evaluate
+import train_cross_modal_retrieval_model as step_4
+import train_siamese_labels
 from config import Settings, load_settings, make_parser, mistakes, parse_settings
 from datasets import load_prepared
 from encoding import image_source
@@ -27,7 +30,6 @@ from siamese import (
     held_out,
     measure,
 )
-from train_cross_modal_retrieval_model import Trainer
 
 LABELS, TRAIN = "train_siamese_labels.py", "train_cross_modal_retrieval_model.py"
 FINE = ["--loss.base", "fine_grained"]
@@ -129,8 +131,8 @@ def settings_of(work: Path, *words: str) -> Settings:
 
 
 def labels_of(work: Path, *words: str) -> dict:
-    """Run the step and return its figures."""
-    run_script(LABELS, *TINY, "--work", work, *SMALL, *words)
+    """Run the step, in this process, and return its figures."""
+    train_siamese_labels.main([*TINY, "--work", str(work), *SMALL, *words])
     return json.loads((work / "siamese" / "train_siamese_labels.json").read_text())["figures"]
 
 
@@ -190,7 +192,7 @@ def test_the_step_leaves_vectors_that_compare_as_the_network_does(prepared: Path
 
 @pytest.mark.slow
 def test_it_learns_what_words_a_category_has(prepared: Path) -> None:
-    figures = labels_of(prepared, "--siamese.max_epochs", "20", "--siamese.encoder", "bag_of_words")
+    figures = labels_of(prepared, "--siamese.max_epochs", "20", "--siamese.learning_rate", "0.01")
     assert figures["test"]["siamese"]["accuracy"] > 0.8
     assert figures["test"]["chance"] == 0.5
     assert figures["best_epoch"] <= figures["epochs"] <= 20
@@ -228,31 +230,31 @@ def test_what_stands_in_the_way_is_told(prepared: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["0 0 0", "0 0.3 0.2"])
-@pytest.mark.parametrize("encoder", ["gru", "graph"])
-def test_step_4_trains_with_the_labels(prepared: Path, weights: str, encoder: str) -> None:
+@pytest.mark.parametrize(("weights", "encoder"), [("0 0 0", "gru"), ("0 0.3 0.2", "graph")])
+def test_step_4_trains_with_the_labels(
+    prepared: Path, weights: str, encoder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels_of(prepared)
     words = [*TINY, "--work", prepared, *SMALL, *FINE, "--model.text.encoder", encoder]
-    done = run_script(TRAIN, *weights.split(), *words).stdout
-    (run,) = [Path(line.split()[-1]).parent for line in done.splitlines() if line.endswith("best.pt")]
-    run_script("evaluate.py", "--run", run)
+    run = step_4.main([*weights.split(), *map(str, words)])
+    evaluate.main(["--run", str(run)])
     inputs = json.loads((run / "inputs.json").read_text())
     assert "siamese/vectors.npy" in inputs
     assert ("neighbors/doc2vec/indices.npy" in inputs) == (weights != "0 0 0")
     figures = json.loads((run / "metrics.json").read_text())["figures"]
     assert figures["map_image_to_text"]["value"] > 0
-    again = run_script(TRAIN, *weights.split(), *words).stdout
-    assert "up to date" in again
+    assert step_4.main([*weights.split(), *map(str, words)]) == run
+    assert f"up to date {run / 'best.pt'}" in capsys.readouterr().out
 
 
-def trainer(work: Path, weights: Weights, *words: str) -> Trainer:
+def trainer(work: Path, weights: Weights, *words: str) -> step_4.Trainer:
     settings = settings_of(work, *FINE, *words)
     data, device = load_prepared(settings), torch.device("cpu")
     model = build_model(settings, np.load(work / "doc2vec" / "word_vectors.npy")).eval()
-    return Trainer(settings, weights, data, model, image_source(settings, data, device), device)
+    return step_4.Trainer(settings, weights, data, model, image_source(settings, data, device), device)
 
 
-def terms_of(one: Trainer) -> tuple[list, list[dict[str, torch.Tensor]]]:
+def terms_of(one: step_4.Trainer) -> tuple[list, list[dict[str, torch.Tensor]]]:
     from datasets import plan_epoch
 
     plan = plan_epoch(one.data.rows["train"], one.neighbors, 32, flip=False, seed=0, epoch=1)
@@ -306,6 +308,22 @@ def test_the_loss_of_a_batch_is_a_loop_over_images_and_texts(prepared: Path, rel
 
 
 @pytest.mark.slow
+def test_several_embeddings_an_instance_are_as_similar_as_their_closest(prepared: Path) -> None:
+    one = trainer(prepared, Weights(0, 0, 0), "--loss.labels", "equal", "--model.pvse.embeddings", "2")
+    plan, found = terms_of(one)
+    rows = plan[0].rows
+    with torch.no_grad():
+        (images,) = one.images.batches([(one.data.images.of_pair[rows], plan[0].flips)])
+        x, y = one.model(images, *one.data.texts(rows))
+    similarities = np.array([[(a @ b.T).max().item() for b in y] for a in x])
+    same = np.equal.outer(one.data.categories[rows], one.data.categories[rows])
+    positives, negatives = similarities[same], similarities[~same]
+    expected = positives.var() + negatives.var() + max(0, 0.6 - (positives.mean() - negatives.mean()))
+    assert found[0]["l_i2t"].item() == pytest.approx(expected, rel=1e-4)
+    assert found[0].keys() == {"l_i2t", "l_diversity", "l_mmd"}
+
+
+@pytest.mark.slow
 def test_equal_labels_need_no_siamese_network_and_are_strength_zero(prepared: Path) -> None:
     _, equal = terms_of(trainer(prepared, Weights(0, 0, 0), "--loss.labels", "equal"))
     labels_of(prepared)
@@ -348,10 +366,10 @@ def test_without_categories_neighbors_say_what_is_alike(tmp_path: Path, prepared
     assert "has no categories" in one_line_error(demanded)
     shown = run_script(LABELS, *words).stdout
     assert "alike being Doc2Vec neighbors" in shown
-    done = run_script(TRAIN, "0", "0", "0", *words, *FINE).stdout
-    (run,) = [Path(line.split()[-1]).parent for line in done.splitlines() if line.endswith("best.pt")]
+    run = step_4.main(["0", "0", "0", *map(str, words), *FINE])
     assert "neighbors/doc2vec/indices.npy" in json.loads((run / "inputs.json").read_text())
-    assert "map_image_to_text" not in run_script("evaluate.py", "--run", run).stdout
+    evaluate.main(["--run", str(run)])
+    assert "map_image_to_text" not in (run / "metrics.json").read_text()
 
 
 @pytest.mark.slow
