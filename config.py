@@ -223,7 +223,7 @@ class Loss:
     """fine_grained: labels by hardness from train_siamese_labels.py, or all equal, the pairwise loss of 2018."""
     label_strength: float = 1.0
     """fine_grained: a label is 1 + this x hardness, which lies between 0 and 1."""
-    mean_margin: float = 0.6
+    mean_margin: float = 0.4
     """fine_grained: how far the mean similarities of positives and negatives are to be apart."""
     mean_weight: float = 1.0
     """fine_grained: weight of that margin against the variances."""

@@ -287,7 +287,7 @@ def pairwise_similarity_loss(
     negative: Tensor,
     labels: Tensor | None = None,
     *,
-    margin: float = 0.6,
+    margin: float = 0.4,
     mean_weight: float = 1.0,
 ) -> Tensor:
     """(σ²₊ + σ²₋) + λ [m − (μ₊ − μ₋)]₊ of the examples of a minibatch, a scalar (Yu et al. 2018, arXiv 1802.00985).

@@ -318,7 +318,8 @@ def test_several_embeddings_an_instance_are_as_similar_as_their_closest(prepared
     similarities = np.array([[(a @ b.T).max().item() for b in y] for a in x])
     same = np.equal.outer(one.data.categories[rows], one.data.categories[rows])
     positives, negatives = similarities[same], similarities[~same]
-    expected = positives.var() + negatives.var() + max(0, 0.6 - (positives.mean() - negatives.mean()))
+    margin = one.settings.loss.mean_margin
+    expected = positives.var() + negatives.var() + max(0, margin - (positives.mean() - negatives.mean()))
     assert found[0]["l_i2t"].item() == pytest.approx(expected, rel=1e-4)
     assert found[0].keys() == {"l_i2t", "l_diversity", "l_mmd"}
 
