@@ -68,20 +68,10 @@ def test_groups_are_set_apart_and_absent_ones_leave_no_gap() -> None:
     assert blank not in second
 
 
-def test_a_row_is_compared_with_the_one_it_is_to_be_set_against() -> None:
-    table = Table(9, "Own", ((ANG, OURS, TRIP),), ("a",), against={TRIP.name: OURS.name}, note="† says so")
-    content = tables.fill(table, VALUES, "openclipart", {"a": 0.2})
-    mine, other = VALUES[TRIP.name]["a"], VALUES[OURS.name]["a"]
-    difference = rows(content)[TRIP.name]["difference"]
-    assert np.isclose(difference["mean"], np.mean(np.subtract(mine, other)))
-    interval = stats.ttest_rel(mine, other).confidence_interval(0.95)
-    assert np.allclose([difference["low"], difference["high"]], interval)
-    text = tables.to_markdown(content, "")
-    assert f"| {TRIP.name} against {OURS.name} |" in text
-    assert f"| {OURS.name} against {ANG.name} |" in text
-    assert "\n† says so\n" in text
-    without_it = tables.fill(table, {name: VALUES[name] for name in (ANG.name, TRIP.name)}, "openclipart", {"a": 0.2})
-    assert f"| {TRIP.name} against {ANG.name} |" in tables.to_markdown(without_it, "")
+def test_a_note_stands_below_the_rows() -> None:
+    noted = Table(9, "Own", SMALL.groups, ("a",), note="† says so")
+    assert "\n\n† says so\n" in tables.to_markdown(tables.fill(noted, VALUES, "openclipart", {"a": 0.2}), "")
+    assert "†" not in tables.to_markdown(tables.fill(SMALL, VALUES, "openclipart", {"a": 0.2}), "")
 
 
 def test_one_seed_has_neither_deviation_nor_interval() -> None:
