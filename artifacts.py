@@ -85,6 +85,21 @@ FIND_NEIGHBORS = Step(
         "neighbors.hnsw_ef_construction",
     ),
 )
+SIAMESE_LABELS = Step(
+    script="train_siamese_labels.py",
+    stamp="siamese/train_siamese_labels.json",
+    inputs=("pairs.parquet", "doc2vec/word_vectors.npy", *EXTRACT_DOC2VEC.outputs),
+    outputs=("siamese/vectors.npy", "siamese/comparison.npy"),
+    settings=(
+        "seed",
+        "deterministic",
+        "siamese",
+        "model.text.hidden_size",
+        "model.text.word_vectors",
+        "model.text.graph_neighbors",
+        "model.text.graph_channels",
+    ),
+)
 
 
 def fingerprint(path: Path) -> str:
@@ -190,7 +205,7 @@ def input_fingerprints(step: Step, settings: Settings) -> dict[str, str]:
 
 
 def _producer(name: str, settings: Settings) -> str:
-    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, EXTRACT_IMAGES, FIND_NEIGHBORS):
+    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, EXTRACT_IMAGES, FIND_NEIGHBORS, SIAMESE_LABELS):
         if name in _named(step.outputs, settings):
             return step.script
     raise KeyError(name)

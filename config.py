@@ -46,7 +46,7 @@ class Synthetic:
 class Dataset:
     """Where the pairs come from and which of them are kept (step 0)."""
 
-    source: Literal["openclipart", "wikipedia", "manifest", "synthetic"] = "openclipart"
+    source: Literal["openclipart", "wikipedia", "tvgraz", "manifest", "synthetic"] = "openclipart"
     """Reader of the published files."""
     name: str | None = None
     """Name of the dataset; null takes the source's. Names the folder under work/."""
@@ -158,16 +158,20 @@ class ImageEncoder:
 class TextEncoder:
     """The text stream."""
 
-    encoder: Literal["gru", "bag_of_words"] = "gru"
-    """A GRU over the words, or the mean of their embeddings."""
+    encoder: Literal["gru", "bag_of_words", "graph"] = "gru"
+    """A GRU over the words, the mean of their embeddings, or a convolution over the graph of all words."""
     hidden_size: int = 512
     """GRU's hidden state."""
     dropout: float = 0.0
-    """Dropout on the word embeddings (gru) or on their mean (bag_of_words)."""
+    """Dropout on the word embeddings (gru), on their mean (bag_of_words), or on the graph's last signals (graph)."""
     word_vectors: Literal["doc2vec", "random"] = "doc2vec"
     """What the word embeddings start from."""
     max_words: int | None = None
     """Words of a text that are read, from its beginning; null reads all."""
+    graph_neighbors: int = 8
+    """graph: nearest word vectors that a word is linked with."""
+    graph_channels: list[int] = field(default_factory=lambda: [8, 1])
+    """graph: channels of the two convolutions; a fully connected layer reads words x the second of them."""
 
 
 @dataclass
@@ -200,10 +204,11 @@ class Model:
 
 @dataclass
 class Loss:
-    """The loss that all four terms are made of."""
+    """The loss that the terms are made of."""
 
-    base: Literal["angular", "triplet", "struc"] = "angular"
-    """Eq. 2 or Eq. 1 of the paper in N-pairs, or the structure-preserving loss of Wang et al. 2016 (STRUC)."""
+    base: Literal["angular", "triplet", "struc", "fine_grained"] = "angular"
+    """Eq. 2 or Eq. 1 of the paper in N-pairs; the structure-preserving loss of Wang et al. 2016 (STRUC); or the
+    pairwise loss of Xu et al. 2019 for the pairs, with Eq. 2 for L_img and L_text."""
     form: Literal["logsumexp", "hinge"] = "logsumexp"
     """Angular N-pairs as in Wang et al. 2017, or the paper's Eq. 2 and 3 to the letter."""
     tan_squared_alpha: float | None = None
@@ -214,6 +219,41 @@ class Loss:
     """Neighbors of struc: those of step 3, or the other texts of a pair's own image."""
     tile_negatives: bool = False
     """Count every negative B times, as the authors' published code does by tiling (logsumexp only)."""
+    labels: Literal["siamese", "equal"] = "siamese"
+    """fine_grained: labels by hardness from train_siamese_labels.py, or all equal, the pairwise loss of 2018."""
+    label_strength: float = 1.0
+    """fine_grained: a label is 1 + this x hardness, which lies between 0 and 1."""
+    mean_margin: float = 0.4
+    """fine_grained: how far the mean similarities of positives and negatives are to be apart."""
+    mean_weight: float = 1.0
+    """fine_grained: weight of that margin against the variances."""
+
+
+@dataclass
+class Siamese:
+    """The siamese text network that measures how alike two texts are (train_siamese_labels.py)."""
+
+    relevance: Literal["auto", "category", "neighbors"] = "auto"
+    """What makes two texts alike, here and in loss.base fine_grained: one category, or being Doc2Vec neighbors; auto
+    takes categories where there are some."""
+    encoder: Literal["gru", "bag_of_words", "graph"] = "graph"
+    """Text encoder that both sides share; its other settings are those of model.text."""
+    dimensions: int = 64
+    """Dimensions of a text's vector."""
+    dropout: float = 0.2
+    """Dropout in the encoder, as model.text.dropout."""
+    batch_size: int = 128
+    """Texts in a minibatch; all pairs of them are compared."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate."""
+    weight_decay: float = 1e-5
+    """Adam's L2 penalty."""
+    max_epochs: int = 30
+    """Epochs at most."""
+    stop_patience: int = 5
+    """Epochs without lower validation loss after which training stops."""
+    held_out_texts: int = 2000
+    """Texts of the val and of the test split, at most, all pairs of which are compared: to stop early, to measure."""
 
 
 @dataclass
@@ -298,6 +338,8 @@ class Settings:
     """Step 4."""
     loss: Loss = field(default_factory=Loss)
     """Step 4."""
+    siamese: Siamese = field(default_factory=Siamese)
+    """Fine-grained labels, for step 4 with loss.base fine_grained."""
     training: Training = field(default_factory=Training)
     """Step 4."""
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -349,6 +391,11 @@ def mistakes(settings: Settings) -> list[str]:
         "model.dimensions",
         "model.image.size",
         "model.text.hidden_size",
+        "model.text.graph_neighbors",
+        "siamese.dimensions",
+        "siamese.batch_size",
+        "siamese.max_epochs",
+        "siamese.stop_patience",
         "training.batch_size",
         "training.max_epochs",
         "training.decay_patience",
@@ -371,7 +418,11 @@ def mistakes(settings: Settings) -> list[str]:
         "seed",
     ):
         demand(name, lambda value: value >= 0, "at least 0")
+    for name in ("siamese.weight_decay", "loss.label_strength"):
+        demand(name, lambda value: value >= 0, "at least 0")
     for name in ("doc2vec.learning_rate", "loss.tan_squared_alpha", "loss.margin", "training.learning_rate"):
+        demand(name, lambda value: value > 0, "above 0")
+    for name in ("siamese.learning_rate", "loss.mean_margin", "loss.mean_weight"):
         demand(name, lambda value: value > 0, "above 0")
     for name in ("dataset.near_duplicate_threshold", "neighbors.min_recall"):
         demand(name, lambda value: 0 < value <= 1, "above 0 and at most 1")
@@ -380,8 +431,12 @@ def mistakes(settings: Settings) -> list[str]:
     demand("dataset.synthetic.literalness", lambda value: 0 <= value <= 1, "from 0 to 1")
     demand("dataset.synthetic.pairs", lambda value: value >= 10, "at least 10")
     demand("dataset.synthetic.motifs", lambda value: value <= 60, "at most 60, as many as there are different drawings")
-    for name in ("model.text.dropout", "model.pvse.dropout"):
+    for name in ("model.text.dropout", "model.pvse.dropout", "siamese.dropout"):
         demand(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
+    demand("siamese.held_out_texts", lambda value: value >= 2, "at least 2")
+    demand(
+        "model.text.graph_channels", lambda channels: len(channels) == 2 and min(channels) >= 1, "two numbers from 1 on"
+    )
     demand("evaluation.kway", lambda ks: ks and all(k >= 2 for k in ks), "one or more numbers from 2 on")
     demand("evaluation.recall_at", lambda ks: ks and all(k >= 1 for k in ks), "one or more numbers from 1 on")
 
@@ -391,12 +446,20 @@ def mistakes(settings: Settings) -> list[str]:
         found.append("dataset.synthetic.motifs_per_topic is larger than dataset.synthetic.motifs")
     if not settings.doc2vec.hierarchical_softmax and settings.doc2vec.negative == 0:
         found.append("doc2vec needs hierarchical_softmax: true or negative above 0")
+    if settings.model.text.encoder == "graph" and settings.model.text.word_vectors == "random":
+        found.append(
+            "model.text.encoder graph links words by Doc2Vec's vectors; let model.text.word_vectors be doc2vec"
+        )
+    if settings.model.text.encoder == "graph" and settings.model.pvse.embeddings:
+        found.append("model.pvse attends to word embeddings, which model.text.encoder graph has none of; take gru")
     if settings.loss.tile_negatives and (settings.loss.base, settings.loss.form) != ("angular", "logsumexp"):
         found.append("loss.tile_negatives goes with loss.base angular and loss.form logsumexp")
     if settings.loss.structure == "ground_truth" and settings.loss.base != "struc":
         found.append("loss.structure ground_truth goes with loss.base struc")
     if settings.dataset.source == "manifest" and not settings.dataset.manifest:
         found.append("dataset.source manifest needs dataset.manifest, the file with the pairs")
+    if settings.dataset.source == "tvgraz" and not settings.dataset.root:
+        found.append("dataset.source tvgraz needs dataset.root, the folder with a folder for each category")
     if settings.dataset.source == "wikipedia" and not settings.dataset.root:
         found.append("dataset.source wikipedia needs dataset.root, the folder with texts/, images/ and the .list files")
     return found

@@ -4,10 +4,12 @@
 
 Reads the run's best.pt and config.yaml (flags such as --evaluation.kway [5,20] win over it), the pairs of the test
 split and their Doc2Vec vectors. Prints one table and writes it to the run's folder: metrics.json, queries.parquet (what
-each pair scored, for paired comparisons of runs) and TensorBoard scalars.
+each pair scored, for paired comparisons of runs) and TensorBoard scalars, with curves of precision over recall and over
+scope where there are categories.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,9 @@ SHAPING = tuple(
 )
 
 Figures = dict[str, dict[str, float]]
+Curves = dict[str, dict[int, float]]
+
+SCOPES = [digit * 10**power for power in range(8) for digit in (1, 2, 3, 5, 7)]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     x, y = embed_pairs(model, data, image_source(settings, data, device), rows, settings, device)
     reference = np.array(read_array(settings.work_folder / "doc2vec" / "vectors.npy")[rows])
     figures, queries = measure(x, y, reference, data, rows, settings)
+    curves = precision_curves(x, y, data, rows)
 
     print(
         f"{len(rows):,} {settings.evaluation.split} pairs of {len(np.unique(data.image_ids[rows])):,} images, "
@@ -72,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
             "figures": figures,
         },
     )
-    write_scalars(run, figures, settings.evaluation.split, best_epoch)
+    write_scalars(run, figures, curves, settings.evaluation.split, best_epoch)
     write_json(stamp, made_from)
     for path in outputs:
         print(f"wrote {path}")
@@ -122,19 +128,42 @@ def measure(
         for (label, k), values in zip(neighbors.items(), of_modality, strict=True):
             add(f"preservation_{label}_{modality}", values, metrics.preservation_chance(len(rows), k))
 
-    labels = data.categories[rows]
-    texts = np.flatnonzero(labels >= 0)
-    if len(texts):
-        images = texts[np.unique(groups[texts], return_index=True)[1]]  # an image of several texts is one item
-        sides = {"image": (x[images], labels[images], groups[images]), "text": (y[texts], labels[texts], groups[texts])}
-        for query, target in (("image", "text"), ("text", "image")):
-            (queries, query_labels, query_groups), (targets, target_labels, _) = sides[query], sides[target]
-            precisions = metrics.average_precisions(queries, targets, query_labels, target_labels)
-            judged = ~np.isnan(precisions)
-            share = np.bincount(target_labels, minlength=labels.max() + 1) / len(target_labels)
-            chance = float(share[query_labels[judged]].mean())
-            add(f"map_{query}_to_{target}", precisions[judged], chance, query_groups[judged])
+    for way, queries, targets, query_labels, target_labels, query_groups in by_category(x, y, data, rows):
+        precisions = metrics.average_precisions(queries, targets, query_labels, target_labels)
+        judged = ~np.isnan(precisions)
+        share = np.bincount(target_labels, minlength=len(data.category_names)) / len(target_labels)
+        chance = float(share[query_labels[judged]].mean())
+        add(f"map_{way}", precisions[judged], chance, query_groups[judged])
     return figures, pa.table(columns)
+
+
+def by_category(
+    x: torch.Tensor, y: torch.Tensor, data: Prepared, rows: np.ndarray
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, np.ndarray, np.ndarray, np.ndarray]]:
+    """Retrieval by category both ways: its name, queries, targets, the labels of both, and the queries' images.
+
+    x, y: (R, D), as for `measure`. Pairs without a category are left out; an image of several texts is one item.
+    """
+    groups, labels = data.image_ids[rows], data.categories[rows]
+    texts = np.flatnonzero(labels >= 0)
+    images = texts[np.unique(groups[texts], return_index=True)[1]]
+    if len(texts):
+        yield "image_to_text", x[images], y[texts], labels[images], labels[texts], groups[images]
+        yield "text_to_image", y[texts], x[images], labels[texts], labels[images], groups[texts]
+
+
+def precision_curves(x: torch.Tensor, y: torch.Tensor, data: Prepared, rows: np.ndarray) -> Curves:
+    """Precision over recall, in per cent, and over scope, the number of closest targets that are looked at."""
+    curves: Curves = {}
+    for way, *retrieval, _ in by_category(x, y, data, rows):
+        recalls = range(0, 101, 10)
+        precisions = metrics.precision_recall_curve(*retrieval, levels=[recall / 100 for recall in recalls])
+        curves[f"precision_recall/{way}"] = dict(zip(recalls, precisions.tolist(), strict=True))
+        count = len(retrieval[1])
+        scopes = sorted({scope for scope in SCOPES if scope < count} | {count})
+        precisions = metrics.precision_scope_curve(*retrieval, scopes=scopes)
+        curves[f"precision_scope/{way}"] = dict(zip(scopes, precisions.tolist(), strict=True))
+    return curves
 
 
 def print_table(figures: Figures) -> None:
@@ -147,14 +176,20 @@ def print_table(figures: Figures) -> None:
         print(f"{name:{width}}  {value:>6}   {interval}   {figure['chance']:.4f}")
 
 
-def write_scalars(run: Path, figures: Figures, split: str, epoch: int) -> None:
-    """The figures as TensorBoard scalars at the best epoch, in place of those of an earlier evaluation."""
+def write_scalars(run: Path, figures: Figures, curves: Curves, split: str, epoch: int) -> None:
+    """The figures as TensorBoard scalars at the best epoch, in place of those of an earlier evaluation.
+
+    Where others have the step, a curve has its recall in per cent or its scope.
+    """
     suffix = ".evaluation"
     for old in run.glob(f"events.out.tfevents.*{suffix}"):
         old.unlink()
     with SummaryWriter(str(run), filename_suffix=suffix) as board:
         for name, figure in figures.items():
             board.add_scalar(f"{split}/{name}", figure["value"], epoch)
+        for name, points in curves.items():
+            for place, precision in points.items():
+                board.add_scalar(f"{split}_{name}", precision, place)
 
 
 if __name__ == "__main__":

@@ -271,6 +271,74 @@ def average_precisions(queries: Matrix, targets: Matrix, query_labels: Labels, t
     queries: (n, d), targets: (m, d), query_labels: (n,), target_labels: (m,), integers or strings. Raises ValueError
     for other shapes and values that are not finite.
     """
+    precisions = np.full(len(queries), np.nan)
+    for rows, at_least_as_close, relevant_among_them in _relevant_places(queries, targets, query_labels, target_labels):
+        precisions[rows] = (relevant_among_them.double() / at_least_as_close).mean(dim=1).cpu().numpy()
+    return precisions
+
+
+def precision_recall_curve(
+    queries: Matrix,
+    targets: Matrix,
+    query_labels: Labels,
+    target_labels: Labels,
+    levels: Sequence[float] = tuple(level / 10 for level in range(11)),
+) -> np.ndarray:
+    """Interpolated precision at each recall level, (levels,) float64, the mean over the queries.
+
+    At a level it is the highest precision with that recall or more, a relevant target being one with the query's label.
+    Arguments, errors and ties as for `mean_average_precision`; ValueError also for a level outside [0, 1].
+    """
+    if not all(0 <= level <= 1 for level in levels):
+        raise ValueError(f"recall levels must be from 0 to 1, got {list(levels)}")
+    total, count = np.zeros(len(levels)), 0
+    for _, at_least_as_close, relevant_among_them in _relevant_places(queries, targets, query_labels, target_labels):
+        relevant = relevant_among_them.shape[1]
+        # Columns go from the farthest relevant target, with all of the recall, to the closest.
+        highest = (relevant_among_them.double() / at_least_as_close).cummax(dim=1).values
+        for place, level in enumerate(levels):
+            last = (relevant_among_them >= level * relevant - 1e-9).sum(dim=1, keepdim=True) - 1
+            total[place] += highest.gather(1, last).sum().item()
+        count += len(at_least_as_close)
+    return _mean_of_queries(total, count)
+
+
+def precision_scope_curve(
+    queries: Matrix, targets: Matrix, query_labels: Labels, target_labels: Labels, scopes: Sequence[int]
+) -> np.ndarray:
+    """Share of the `scope` closest targets that have the query's label, (scopes,) float64, the mean over the queries.
+
+    Among targets at the same distance the relevant ones come last. Arguments and errors as for
+    `mean_average_precision`; ValueError also for a scope below 1 or above the number of targets.
+    """
+    if not all(1 <= scope <= len(targets) for scope in scopes):
+        raise ValueError(f"scopes must be from 1 to {len(targets)}, the number of targets, got {list(scopes)}")
+    total, count = np.zeros(len(scopes)), 0
+    for _, at_least_as_close, relevant_among_them in _relevant_places(queries, targets, query_labels, target_labels):
+        relevant = relevant_among_them.shape[1]
+        order = torch.arange(relevant, 0, -1, device=at_least_as_close.device)  # among the relevant ones, ties included
+        ranks = at_least_as_close - relevant_among_them + order
+        for place, scope in enumerate(scopes):
+            total[place] += (ranks <= scope).sum().item() / scope
+        count += len(ranks)
+    return _mean_of_queries(total, count)
+
+
+def _mean_of_queries(total: np.ndarray, count: int) -> np.ndarray:
+    if not count:
+        raise ValueError("no query has a relevant target")
+    return total / count
+
+
+def _relevant_places(
+    queries: Matrix, targets: Matrix, query_labels: Labels, target_labels: Labels
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """Where the relevant targets of the queries stand, block by block: numbers of some queries of one label (B,), and,
+    for each of the R targets of that label, from the farthest to the closest, how many targets are at least as close
+    and how many of these are relevant, both (B, R). Queries without a relevant target do not appear.
+
+    Raises ValueError for shapes that do not fit and values that are not finite.
+    """
     queries, targets = _vectors(queries, "queries"), _vectors(targets, "targets")
     query_labels, target_labels = _array(query_labels), _array(target_labels)
     if queries.shape[2] != targets.shape[2]:
@@ -279,7 +347,6 @@ def average_precisions(queries: Matrix, targets: Matrix, query_labels: Labels, t
         expected = f"({len(queries)},) and ({len(targets)},)"
         raise ValueError(f"labels must be {expected}, got {query_labels.shape} and {target_labels.shape}")
     gallery = _Gallery(targets)
-    precisions = np.full(len(queries), np.nan)
     for label in np.intersect1d(query_labels, target_labels):
         of_label = np.flatnonzero(query_labels == label)
         relevant = torch.from_numpy(np.flatnonzero(target_labels == label)).to(targets.device)
@@ -288,8 +355,7 @@ def average_precisions(queries: Matrix, targets: Matrix, query_labels: Labels, t
             relevant_scores = _sorted(scores[:, relevant])
             at_least_as_close = len(targets) - torch.searchsorted(_sorted(scores), relevant_scores)
             relevant_among_them = len(relevant) - torch.searchsorted(relevant_scores, relevant_scores)
-            precisions[of_label[rows]] = (relevant_among_them.double() / at_least_as_close).mean(dim=1).cpu().numpy()
-    return precisions
+            yield of_label[rows], at_least_as_close, relevant_among_them
 
 
 def _sorted(scores: Tensor) -> Tensor:

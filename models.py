@@ -14,6 +14,7 @@ import config
 from config import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPECIAL_WORDS = 3  # <pad>, <start> and <end> are the first words of every vocabulary
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # what EfficientNet-Lite's weights were trained with
 
 
@@ -239,7 +240,87 @@ class BagOfWords(nn.Module):
         return self.project(self.dropout(mean))
 
 
-TEXT_ENCODERS = {"gru": GRUEncoder, "bag_of_words": BagOfWords}
+class GraphEncoder(nn.Module):
+    """Text stream f_T of Yu et al. (2018, arXiv 1802.00985): a text is a signal on the graph of all words.
+
+    The signal is the frequency of each of the V words in the text. Two graph convolutions Z = φ(Â X Θ + b) carry it to
+    alike words (Kipf & Welling 2017), a fully connected layer takes the V nodes into the joint space, L2 normalisation.
+    Theirs are the graph of the 8 nearest word vectors, the signal, the two convolutions and the layer. Ours:
+
+    - Channels. A batch's signals are (V, B, C) numbers and the layer holds V·C·D weights, for vocabularies of up to 10⁵
+      words. Hence few channels (8), and 1 after the second convolution: the layer is then as large as word embeddings
+      would be, and the sparse product of the second convolution as cheap as that of the first.
+    - φ is a leaky ReLU. The signal is nowhere negative: behind a ReLU, a channel whose weight starts below 0 would be 0
+      for every text and stay so.
+    - The signal has a root mean square of 1 over the nodes, as Xavier's initialisation expects, so that a text's length
+      does not matter.
+    """
+
+    def __init__(self, settings: config.TextEncoder, word_vectors: np.ndarray, dimensions: int) -> None:
+        super().__init__()
+        self.words = len(word_vectors)
+        first, second = settings.graph_channels
+        # Not part of a checkpoint: they are made from word_vectors, on which a run depends anyway.
+        links, values = word_graph(word_vectors, settings.graph_neighbors)
+        self.register_buffer("links", links, persistent=False)
+        self.register_buffer("link_values", values, persistent=False)
+        self.first, self.second = nn.Linear(1, first), nn.Linear(first, second)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.project = nn.Linear(self.words * second, dimensions)
+        xavier_(self)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L) word indices, padded with 0, and their (B,) lengths >= 1 to (B, D) unit vectors, float32."""
+        return F.normalize(self.projected(tokens, lengths).float(), dim=1)
+
+    def projected(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """As `forward`, before normalisation."""
+        with torch.autocast(tokens.device.type, enabled=False):  # no sparse product in bfloat16
+            signals = F.leaky_relu(self.first(self._spread(self.signals(tokens)[:, :, None])), 0.2)
+            # Â (X Θ) is (Â X) Θ, with fewer channels to spread.
+            spread = self._spread(F.linear(signals, self.second.weight)) + self.second.bias
+            nodes = F.leaky_relu(spread, 0.2).transpose(0, 1).flatten(1)
+        return self.project(self.dropout(nodes))
+
+    def signals(self, tokens: Tensor) -> Tensor:
+        """(B, L) word indices to the frequencies of all words (V, B), root mean square 1; special words have none."""
+        counts = torch.zeros(self.words, len(tokens), device=tokens.device, dtype=self.link_values.dtype)
+        of_text = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
+        ones = (tokens >= SPECIAL_WORDS).to(counts.dtype)
+        counts.index_put_((tokens, of_text), ones, accumulate=True)
+        return F.normalize(counts, dim=0) * self.words**0.5
+
+    def _spread(self, signals: Tensor) -> Tensor:
+        """Â X of signals (V, B, C)."""
+        size = (self.words, self.words)
+        graph = torch.sparse_coo_tensor(self.links, self.link_values, size, is_coalesced=True, check_invariants=False)
+        return torch.sparse.mm(graph, signals.flatten(1)).view(signals.shape)
+
+
+def word_graph(word_vectors: np.ndarray, k: int, block: int = 1024) -> tuple[Tensor, Tensor]:
+    """Â = D^-½ (A + 1) D^-½ (Kipf & Welling 2017) of the words, as positions (2, E) int64, sorted, and values (E,).
+
+    Two words are linked in A where one is among the other's k nearest by cosine. word_vectors: (V, E); the special
+    words before the first real one are linked to nothing but themselves.
+    """
+    words = len(word_vectors)
+    vectors = F.normalize(torch.from_numpy(np.array(word_vectors[SPECIAL_WORDS:], dtype=np.float32)), dim=1)
+    k = min(k, len(vectors) - 1)
+    nearest = torch.empty(len(vectors), max(k, 0), dtype=torch.int64)
+    for start in range(0, len(vectors) if k > 0 else 0, block):
+        rows = torch.arange(start, min(start + block, len(vectors)))
+        cosines = vectors[rows] @ vectors.T
+        cosines[torch.arange(len(rows)), rows] = -torch.inf
+        nearest[rows] = cosines.topk(k, dim=1).indices
+    word = torch.arange(len(vectors))[:, None].expand_as(nearest)
+    links = torch.stack([word.flatten(), nearest.flatten()]) + SPECIAL_WORDS
+    links = torch.cat([links, links.flip(0), torch.arange(words).expand(2, -1)], dim=1)
+    links = torch.unique(links, dim=1)  # sorted by row, then column
+    degrees = torch.bincount(links[0], minlength=words).float()
+    return links, degrees[links[0]].rsqrt() * degrees[links[1]].rsqrt()
+
+
+TEXT_ENCODERS = {"gru": GRUEncoder, "bag_of_words": BagOfWords, "graph": GraphEncoder}
 
 
 class TwoStream(nn.Module):

@@ -1,4 +1,4 @@
-"""Train and measure every method of the paper's tables over several seeds, and write the tables.
+"""Train and measure every method of the paper's tables, and of ours, over several seeds, and write the tables.
 
     python reproduce_tables.py --config configs/web_news.yaml --seeds 5 --tables 1 3 4 --out results/web_news
 
@@ -26,6 +26,7 @@ import prepare_dataset
 import tables
 import train_cross_modal_retrieval_model
 import train_doc2vec
+import train_siamese_labels
 import tune_loss_weights
 from artifacts import read_json, write_json, write_text
 from config import Settings, UserError, make_parser, parse_settings, run_script, without
@@ -133,6 +134,9 @@ def trained(method: Method, seed: int, settings: Settings, shared: list[str]) ->
     if method.settings.get("neighbors.space") == "images":
         extract_image_features.main(base)
     knn_document_features.main(base)
+    method_settings = parse_settings(make_parser(""), base)[0]
+    if method_settings.loss.base == "fine_grained" and method_settings.loss.labels == "siamese":
+        train_siamese_labels.main(base)
     weights = method.weights
     if method.tuned:
         weights = dataclasses.astuple(tune_loss_weights.main(base)[method.tuned])

@@ -11,6 +11,7 @@ import yaml
 from artifacts import (
     EXTRACT_DOC2VEC,
     FIND_NEIGHBORS,
+    Step,
     fingerprint,
     output_paths,
     read_array,
@@ -19,6 +20,7 @@ from artifacts import (
     write_text,
 )
 from config import Settings, UserError, flatten, load_settings
+from fine_grained import by_neighbors, siamese_step
 from models import TwoStream, build_model
 
 # Settings that do not shape a run: they are left out of its name, and may change when it is resumed.
@@ -63,7 +65,15 @@ def run_name(settings: Settings, config_file: Settings, weights: Weights) -> str
 
 def reads_neighbors(settings: Settings, weights: Weights) -> bool:
     """Whether a run has a use for the neighbor table: a baseline has none, nor has ground-truth structure."""
+    if settings.loss.base == "fine_grained" and by_neighbors(settings):
+        return True
     return bool(weights.img or weights.text) and settings.loss.structure == "estimated"
+
+
+def steps_of_loss(settings: Settings, weights: Weights) -> list[Step]:
+    """The steps whose outputs only some losses read."""
+    labelled = settings.loss.base == "fine_grained" and settings.loss.labels == "siamese"
+    return [FIND_NEIGHBORS] * reads_neighbors(settings, weights) + ([siamese_step(settings)] if labelled else [])
 
 
 def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
@@ -72,7 +82,7 @@ def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
         settings.work_folder / "pairs.parquet",
         settings.work_folder / "doc2vec" / "word_vectors.npy",
         *output_paths(EXTRACT_DOC2VEC, settings),
-        *(output_paths(FIND_NEIGHBORS, settings) if reads_neighbors(settings, weights) else ()),
+        *(path for step in steps_of_loss(settings, weights) for path in output_paths(step, settings)),
     ]
     return {str(path.relative_to(settings.work_folder)): fingerprint(path) for path in paths}
 

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -278,7 +278,11 @@ LISTS = {"train": "trainset_txt_img_cat.list", "test": "testset_txt_img_cat.list
 
 
 def wikipedia(settings: Settings) -> Published:
-    """UCSD's Wikipedia set, and other collections published in its layout; train and test are the published ones.
+    """UCSD's Wikipedia set, and other collections in its layout; train and test are the published ones.
+
+    English Wikipedia (Rasiwasia et al. 2010) has the texts in XML. Chinese Wikipedia (Qin et al. 2016), which takes
+    dataset.language zh, is read in the same layout: no published copy was found by which its file names and encoding
+    could be established. Texts are UTF-8, or UTF-16 with a byte order mark.
 
     dataset.root holds `trainset_txt_img_cat.list` and `testset_txt_img_cat.list` (lines of text name, image name and
     number of the category), `categories.list` (their names in order), `texts/NAME.xml` or `texts/NAME.txt`, and
@@ -324,6 +328,66 @@ def read_wikipedia(root: Path) -> Iterator[Row]:
             yield Row(label, image, text, category=category, split=split)
 
 
+# TVGraz (Khan, Saffari and Bischof 2009)
+
+TVGRAZ_IMAGES, TVGRAZ_TEXTS = (".jpg", ".jpeg", ".png", ".gif", ".bmp"), (".xml", ".txt")
+
+
+def tvgraz(settings: Settings) -> Published:
+    """TVGraz: pictures from web pages in ten of Caltech-256's categories, with the text of each page.
+
+    dataset.root holds a folder for each category and in it, or in folders below, pictures and texts; a text belongs to
+    the picture of its name, `frog/12.jpg` and `frog/12.xml`. The name of the folder is the category.
+
+    What could be established: ten categories, 4,030 pictures with the text of their pages, and, from a program that
+    reads them, texts as XML files in UTF-16 with the text between `<TEXT>` and `</TEXT>`. What could not, no copy of
+    the files being found: how they were named and filed, and which pairs the literature takes for training and which
+    for testing. So the files may lie at any depth below their category, in UTF-8 too and as plain text, and the splits
+    are drawn. For a copy with lists as in UCSD's set take the source wikipedia.
+
+    Raises UserError where there is no folder of a category.
+    """
+    root = _given_root(settings)
+    categories = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not categories:
+        raise UserError(f"dataset.root {root} holds no folders; it must hold one for each category of TVGraz")
+    return Published(root, lambda: read_tvgraz(root, categories), (), lambda: _files_below(root, *categories))
+
+
+def read_tvgraz(root: Path, categories: Iterable[str]) -> Iterator[Row]:
+    """Rows of each category's pictures, in the order of their names, and of texts without a picture."""
+    for category in categories:
+        images: defaultdict[str, list[str]] = defaultdict(list)
+        texts: defaultdict[str, list[str]] = defaultdict(list)
+        for name in _files_below(root, category):
+            suffix, stem = Path(name).suffix.lower(), Path(name).stem.strip()
+            if suffix in TVGRAZ_IMAGES:
+                images[stem].append(name)
+            elif suffix in TVGRAZ_TEXTS:
+                texts[stem].append(name)
+        for stem in sorted(images | texts):
+            row = Row((images.get(stem) or texts[stem])[0], category=category)
+            try:
+                image = _only(images.get(stem, ()), f"a picture {category}/{stem}")
+                row = replace(row, image=image)
+                found = _only(texts.get(stem, ()), f"{category}/{stem}{' or '.join(TVGRAZ_TEXTS)}")
+                yield replace(row, text=_read_text(root / found))
+            except _Rejected as error:
+                yield replace(row, rejected=error.args)
+
+
+def _only(names: Sequence[str], wanted: str) -> str:
+    """The one of `names`; raises _Rejected where there is none, or several to choose from."""
+    if not names:
+        raise _Rejected("missing file", wanted)
+    if len(names) > 1:
+        raise _Rejected("ambiguous file", f"{wanted} may be any of {', '.join(map(repr, names))}")
+    return names[0]
+
+
+# What both read
+
+
 class _Rejected(Exception):
     """A row that cannot be used: kind and detail."""
 
@@ -359,16 +423,19 @@ def _one_file(files: dict[str, list[str]], stem: str, suffixes: tuple[str, ...],
 
 
 def _read_text(path: Path) -> str:
-    """A text file, or what stands between <text> and </text> in one of UCSD's XML files, all of it where nothing does.
+    """A text file, or what stands between <text> and </text> in an XML file, all of it where nothing does.
 
-    They are not parsed as XML: not all of them are well-formed, and no entity may grow. Raises _Rejected.
+    UTF-8, or UTF-16 where a byte order mark says so. They are not parsed as XML: not all of UCSD's are well-formed, and
+    no entity may grow. Raises _Rejected.
     """
     try:
-        content = path.read_bytes().decode("utf-8-sig")
+        octets = path.read_bytes()
+        is_utf16 = octets.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        content = octets.decode("utf-16" if is_utf16 else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _Rejected("unreadable text", f"{path.name}: {error}") from None
     if path.suffix.lower() == ".xml":
-        content = "\n".join(re.findall(r"<text\b[^>]*>(.*?)</text>", content, re.DOTALL)) or content
+        content = "\n".join(re.findall(r"<text\b[^>]*>(.*?)</text>", content, re.DOTALL | re.IGNORECASE)) or content
         content = re.sub(r"<!\[CDATA\[(.*?)\]\]>", r"\1", content, flags=re.DOTALL)
         content = re.sub(r"<[?!/a-zA-Z][^<>]*>", " ", content)
         content = _unescaped(content)
@@ -568,6 +635,7 @@ def made_up(settings: Settings) -> Published:
 SOURCES: dict[str, Callable[[Settings], Published]] = {
     "openclipart": openclipart,
     "wikipedia": wikipedia,
+    "tvgraz": tvgraz,
     "manifest": manifest,
     "synthetic": made_up,
 }

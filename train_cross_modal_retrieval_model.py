@@ -3,7 +3,8 @@
     python train_cross_modal_retrieval_model.py 1 0.3 0.2 --config configs/openclipart.yaml
 
 The three numbers are the weights of the symmetric term (text to image), of L_img and of L_text (Eq. 8): 1 0 0 is the
-baseline ANG+NP+SYM, 1 0.3 0.2 the paper's method.
+baseline ANG+NP+SYM, 1 0.3 0.2 the paper's method. With --loss.base fine_grained SYM is 0: the pairwise loss takes both
+ways at once; it reads the labels of train_siamese_labels.py.
 
 Reads pairs.parquet, the token sequences, the word vectors and the neighbor table in WORK, and the images. Writes
 WORK/runs/<run>/: config.yaml, last.pt, best.pt (lowest validation loss), TensorBoard events and run.json.
@@ -26,7 +27,6 @@ import config
 import losses
 from artifacts import (
     EXTRACT_DOC2VEC,
-    FIND_NEIGHBORS,
     PREPARE,
     TRAIN_DOC2VEC,
     read_array,
@@ -38,6 +38,7 @@ from artifacts import (
 from config import Settings, UserError, make_parser, parse_settings, run_script
 from datasets import BatchPlan, Neighbors, OtherTexts, Prepared, load_prepared, plan_epoch
 from encoding import ImageSource, autocast, embed_pairs, image_source
+from fine_grained import PairwiseLoss
 from metrics import kway_recall_at_1
 from models import PVSE, TwoStream, build_model
 from runs import (
@@ -48,6 +49,7 @@ from runs import (
     reads_neighbors,
     run_name,
     start_run,
+    steps_of_loss,
     what_changed_since,
 )
 
@@ -65,14 +67,15 @@ def main(argv: list[str] | None = None) -> Path:
     weights = Weights(arguments.sym, arguments.img, arguments.text_weight)
     if not min(weights.sym, weights.img, weights.text) >= 0:
         raise UserError("the weights SYM, IMG and TEXT must be 0 or more")
-
+    if settings.loss.base == "fine_grained" and weights.sym:
+        raise UserError("loss.base fine_grained takes both ways at once and has no symmetric term; let SYM be 0")
     if settings.loss.structure == "ground_truth" and weights.img:
         raise UserError("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
 
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
         require(step, settings)
-    if reads_neighbors(settings, weights):
-        require(FIND_NEIGHBORS, settings)
+    for step in steps_of_loss(settings, weights):
+        require(step, settings)
     run = settings.work_folder / "runs" / run_name(settings, config_file, weights)
     device = choose_device(settings)
     data = load_prepared(settings)
@@ -138,7 +141,7 @@ def make_loss_terms(settings: config.Loss) -> Callable[..., dict[str, Tensor]]:
 
 
 def make_base_loss(settings: config.Loss) -> losses.NPairsLoss:
-    """The N-pairs loss that `loss.*` describes."""
+    """The N-pairs loss that `loss.*` describes; with base fine_grained, that of L_img and L_text."""
     if settings.base == "triplet":
         return functools.partial(losses.triplet_npairs_loss, margin=settings.margin or 0.2)
     default = {"logsumexp": 1.0, "hinge": 0.2}[settings.form]
@@ -165,8 +168,10 @@ class Trainer:
         self.settings, self.weights, self.data = settings, weights, data
         self.model, self.images, self.device = model, images, device
         training = settings.training
+        self.pairwise = PairwiseLoss(settings, data, device) if settings.loss.base == "fine_grained" else None
+        self.neighbor_texts = bool(weights.text or (self.pairwise and self.pairwise.with_neighbors))
         self.neighbors: Neighbors | OtherTexts | None = None
-        if weights.img or weights.text:
+        if weights.img or self.neighbor_texts:
             estimated = reads_neighbors(settings, weights)
             self.neighbors = Neighbors(settings, data) if estimated else OtherTexts(data)
         self.loss_terms = make_loss_terms(settings.loss)
@@ -242,7 +247,7 @@ class Trainer:
     def losses(self, batch: BatchPlan, images: Tensor) -> dict[str, Tensor]:
         """The terms on one batch, by name; images and neighbors' images pass through the encoder as one."""
         size, positives = len(batch.rows), self.positives(batch)
-        rows = np.concatenate([batch.rows, positives]) if self.weights.text else batch.rows
+        rows = np.concatenate([batch.rows, positives]) if self.neighbor_texts else batch.rows
         tokens, lengths = self.data.texts(rows)
         residuals: tuple[Tensor, ...] = ()
         with autocast(self.settings, self.device):
@@ -267,6 +272,10 @@ class Trainer:
             has_neighbor=torch.from_numpy(batch.neighbors >= 0).to(self.device),
             **known,
         )
+        if self.pairwise:
+            texts = len(rows) if self.pairwise.with_neighbors else size
+            del terms["l_sym"]
+            terms["l_i2t"] = self.pairwise(x[:size], y[:texts], batch.rows, rows[:texts])
         if "l_diversity" in self.term_weights:
             terms["l_diversity"] = sum(losses.diversity_loss(of_stream) for of_stream in residuals)
             terms["l_mmd"] = losses.mmd_loss(x[:size], y[:size])
@@ -277,7 +286,7 @@ class Trainer:
         board.add_scalar("data/train_loss", losses.weighted_sum(terms, self.term_weights).item(), self.step)
         for name, value in terms.items():
             board.add_scalar(f"data/{name}", value.item(), self.step)
-        hinged = self.settings.loss.base != "angular" or self.settings.loss.form == "hinge"
+        hinged = not self.pairwise and (self.settings.loss.base != "angular" or self.settings.loss.form == "hinge")
         if hinged and terms["l_i2t"].item() == 0:
             tqdm.write(
                 f"warning: no triplet of the batch of step {self.step} is active, nothing is learned from it; "
@@ -286,15 +295,22 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, board: SummaryWriter) -> bool:
-        """Validation loss i2t + sym, which drives schedule and early stop, and Recall@1; True where it is lowest."""
+        """Validation loss, which drives schedule and early stop, and Recall@1; True where it is lowest.
+
+        The loss is i2t + sym, whatever the weights, or the pairwise loss.
+        """
         rows, size = self.val_rows, self.settings.training.batch_size
         x, y = embed_pairs(self.model, self.data, self.images, rows, self.settings, self.device)
         ids = torch.from_numpy(self.data.image_ids[rows]).to(self.device)
         total = 0.0
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            terms = self.loss_terms(x[part], y[part], ids[part])
-            total += (terms["l_i2t"] + terms["l_sym"]).item() * len(ids[part])
+            if self.pairwise:
+                loss = self.pairwise(x[part], y[part], rows[part], rows[part])
+            else:
+                terms = self.loss_terms(x[part], y[part], ids[part])
+                loss = terms["l_i2t"] + terms["l_sym"]
+            total += loss.item() * len(ids[part])
         val_loss = total / len(rows)
         if not np.isfinite(val_loss):
             raise UserError(f"the validation loss is {val_loss} after epoch {self.epoch}; lower training.learning_rate")

@@ -13,6 +13,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "extract_doc2vec_vectors.py": [],
     "knn_document_features.py": [],
     "extract_image_features.py": [],
+    "train_siamese_labels.py": [],
     "train_cross_modal_retrieval_model.py": ["1", "0.3", "0.2"],
     "tune_loss_weights.py": [],
     "reproduce_tables.py": ["--seeds", "1"],

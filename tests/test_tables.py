@@ -68,6 +68,12 @@ def test_groups_are_set_apart_and_absent_ones_leave_no_gap() -> None:
     assert blank not in second
 
 
+def test_a_note_stands_below_the_rows() -> None:
+    noted = Table(9, "Own", SMALL.groups, ("a",), note="† says so")
+    assert "\n\n† says so\n" in tables.to_markdown(tables.fill(noted, VALUES, "openclipart", {"a": 0.2}), "")
+    assert "†" not in tables.to_markdown(tables.fill(SMALL, VALUES, "openclipart", {"a": 0.2}), "")
+
+
 def test_one_seed_has_neither_deviation_nor_interval() -> None:
     values = {name: {"a": figures["a"][:1]} for name, figures in VALUES.items()}
     content = tables.fill(SMALL, values, "openclipart", {"a": 0.2})

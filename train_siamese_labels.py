@@ -1,0 +1,103 @@
+"""Before step 4 with loss.base fine_grained: train the siamese text network whose labels weigh that loss.
+
+    python train_siamese_labels.py [--config FILE.yaml] [--siamese.encoder graph|bag_of_words|gru] ...
+
+Reads pairs.parquet, the token sequences, word vectors and Doc2Vec vectors in WORK and, where siamese.relevance is by
+neighbors, the neighbor table. Writes into WORK/siamese vectors.npy (float32, pairs x siamese.dimensions: every text's
+side of the comparison, zeros for a text without a known word) and comparison.npy (float32, the weight of each dimension
+and a bias): two texts are alike with the probability sigmoid(sum of weight x a x b + bias). Prints, and leaves in
+train_siamese_labels.json, how often that is right for pairs of test texts, next to chance and to the cosine of their
+Doc2Vec vectors with the threshold that is best on the val split.
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+import torch
+
+from artifacts import (
+    EXTRACT_DOC2VEC,
+    FIND_NEIGHBORS,
+    PREPARE,
+    TRAIN_DOC2VEC,
+    is_up_to_date,
+    making,
+    output_paths,
+    read_array,
+    require,
+    write_array,
+)
+from config import make_parser, parse_settings, run_script
+from datasets import load_prepared
+from fine_grained import siamese_step, train_relevance
+from runs import choose_device
+from siamese import best_threshold, build_network, cosines, embed_texts, held_out, measure, train_network
+
+
+def main(argv: list[str] | None = None) -> None:
+    settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
+        require(step, settings)
+    step = siamese_step(settings)
+    neighbors_decide = step.inputs[-1] in FIND_NEIGHBORS.outputs
+    if neighbors_decide:
+        require(FIND_NEIGHBORS, settings)
+    if is_up_to_date(step, settings):
+        return
+    device = choose_device(settings)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    doc2vec = settings.work_folder / "doc2vec"
+    data = dataclasses.replace(load_prepared(settings), max_words=None)  # labels are of whole texts
+    relevance = train_relevance(settings, data)
+    reference = read_array(doc2vec / "vectors.npy")
+    val, test = (held_out(split, data, relevance, reference, settings) for split in ("val", "test"))
+    network = build_network(settings, read_array(doc2vec / "word_vectors.npy")).to(device)
+
+    with making(step, settings) as figures:
+        what = "Doc2Vec neighbors" if neighbors_decide else f"one of {len(data.category_names)} categories"
+        print(f"training a siamese network on {len(data.rows['train']):,} texts, alike being {what}, on {device}")
+        figures |= train_network(network, data, relevance, val, settings, device)
+
+        scores = test.logits(network, embed_texts(network, data, test.rows, settings, device)).numpy()
+        of_val, of_test = (cosines(np.array(reference[pairs.rows])) for pairs in (val, test))
+        figures["test"] = {
+            "texts": len(test.rows),
+            "alike_pairs": int(test.alike.sum()) // 2,
+            "unlike_pairs": int(test.unlike.sum()) // 2,
+            "chance": 0.5,
+            "doc2vec_cosine": measure(
+                of_test, best_threshold(of_val, val.alike, val.unlike), test, data.categories, data.category_names
+            ),
+            "siamese": measure(scores, 0.0, test, data.categories, data.category_names),
+        }
+        print_accuracies(figures["test"])
+
+        vectors_path, comparison_path = output_paths(step, settings)
+        usable = np.flatnonzero(np.diff(data.offsets) > 0)
+        vectors = np.zeros((len(data.image_ids), settings.siamese.dimensions), dtype=np.float32)
+        vectors[usable] = embed_texts(network, data, usable, settings, device).numpy()
+        write_array(vectors_path, vectors)
+        write_array(comparison_path, network.comparison.detach().cpu().numpy())
+
+
+def print_accuracies(figures: dict) -> None:
+    """A line for all pairs and, where there are categories, one for each."""
+    print(
+        f"accuracy on all pairs of {figures['texts']:,} test texts, {figures['alike_pairs']:,} alike and "
+        f"{figures['unlike_pairs']:,} unlike ones, each half of it (chance {figures['chance']})"
+    )
+    network, cosine = figures["siamese"], figures["doc2vec_cosine"]
+    lines = {"all": (network["accuracy"], cosine["accuracy"])}
+    for name, value in network["accuracy_by_category"].items():
+        lines[name] = value, cosine["accuracy_by_category"][name]
+    width = max(map(len, lines))
+    print(f"{'':{width}}  siamese  Doc2Vec cosine")
+    for name, values in lines.items():
+        print(f"{name:{width}}   {values[0]:.4f}          {values[1]:.4f}")
+
+
+if __name__ == "__main__":
+    run_script(main)
