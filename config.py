@@ -46,7 +46,14 @@ class Synthetic:
 class Dataset:
     """Where the pairs come from and which of them are kept (step 0)."""
 
-    source: Literal["openclipart", "wikipedia", "manifest", "synthetic"] = "openclipart"
+    source: Literal[
+        "openclipart",
+        "wikipedia",
+        "coco",
+        "flickr30k",
+        "manifest",
+        "synthetic",
+    ] = "openclipart"
     """Reader of the published files."""
     name: str | None = None
     """Name of the dataset; null takes the source's. Names the folder under work/."""
@@ -54,6 +61,8 @@ class Dataset:
     """Folder of the published files. Null is allowed for openclipart (fetched with apt-get) and synthetic (drawn)."""
     manifest: str | None = None
     """File with one's own pairs (source manifest): CSV, TSV, JSONL or Parquet with columns image and text."""
+    karpathy_split: bool | None = None
+    """Sources coco and flickr30k: take Karpathy's splits. Null: where their file lies in root."""
     language: str = "en"
     """Language of the texts, ISO 639-1: decides word and sentence segmentation and stop words."""
     new_splits: bool = False
@@ -318,6 +327,13 @@ class Settings:
 
 # Mistakes
 
+NEEDED_IN_ROOT = {
+    "wikipedia": "texts/, images/ and the .list files",
+    "coco": "annotations/ (or dataset_coco.json) and train2017/ and val2017/",
+    "flickr30k": "the captions (or dataset_flickr30k.json) and the images",
+}
+"""Sources that are read from a folder which the user names, and what they look for in it."""
+
 
 def mistakes(settings: Settings) -> list[str]:
     """What is wrong with the values of `settings`, a sentence each; empty where nothing is."""
@@ -397,8 +413,11 @@ def mistakes(settings: Settings) -> list[str]:
         found.append("loss.structure ground_truth goes with loss.base struc")
     if settings.dataset.source == "manifest" and not settings.dataset.manifest:
         found.append("dataset.source manifest needs dataset.manifest, the file with the pairs")
-    if settings.dataset.source == "wikipedia" and not settings.dataset.root:
-        found.append("dataset.source wikipedia needs dataset.root, the folder with texts/, images/ and the .list files")
+    for source, files in NEEDED_IN_ROOT.items():
+        if settings.dataset.source == source and not settings.dataset.root:
+            found.append(f"dataset.source {source} needs dataset.root, the folder with {files}")
+    if settings.dataset.karpathy_split is not None and settings.dataset.source not in ("coco", "flickr30k"):
+        found.append("dataset.karpathy_split goes with dataset.source coco and flickr30k")
     return found
 
 

@@ -1,0 +1,108 @@
+"""Small datasets in the exact formats in which their owners publish them. Each function writes one below `root`."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+TOPICS = {
+    "pets": "cat dog hamster parrot rabbit kitten puppy whiskers".split(),
+    "stars": "planet comet telescope galaxy orbit asteroid nebula saturn".split(),
+    "court": "judge gavel lawyer verdict jury trial appeal justice".split(),
+}
+
+
+def sentence(number: int, words: int = 7) -> str:
+    """A made-up sentence on topic number modulo 3."""
+    chance = np.random.default_rng(number)
+    topic = list(TOPICS.values())[number % len(TOPICS)]
+    return "The " + " ".join(chance.choice(topic, size=words)) + "."
+
+
+def draw(path: Path, number: int, **options: object) -> None:
+    """A photo: noise in the colour of its topic."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 100, (24, 32, 3), np.uint8)
+    pixels[..., number % len(TOPICS)] += 120
+    Image.fromarray(pixels).save(path, **options)
+
+
+def write_coco(root: Path, train: int = 30, val: int = 12, karpathy: bool = False) -> None:
+    """COCO 2017: annotations/ and folders of images named by 12 digits; four to seven captions an image.
+
+    With `karpathy` dataset_coco.json too, whose entries name the same images as of 2014.
+    """
+    entries, caption_id, first = [], 37, 0
+    (root / "annotations").mkdir(parents=True)
+    for name, count in (("train2017", train), ("val2017", val)):
+        images, annotations = [], []
+        for number in range(first, first + count):
+            coco_id = 9 + 16 * number
+            images.append({"license": 3, "file_name": f"{coco_id:012d}.jpg", "height": 24, "width": 32, "id": coco_id})
+            draw(root / name / images[-1]["file_name"], number)
+            sentences = []
+            for caption in range(4 + number % 4):
+                text = sentence(1000 * caption * len(TOPICS) + number) + ("\n" if caption == 3 else "")
+                annotations.append({"image_id": coco_id, "id": caption_id, "caption": text})
+                sentences.append(
+                    {"tokens": text.lower().strip(" .\n").split(), "raw": text, "imgid": number, "sentid": caption_id}
+                )
+                caption_id += 1
+            in_val = name == "val2017" or number % 5 == 0  # val2014 was larger than val2017
+            folder = "val2014" if in_val else "train2014"
+            entries.append(
+                {
+                    "filepath": folder,
+                    "sentids": [each["sentid"] for each in sentences],
+                    "filename": f"COCO_{folder}_{coco_id:012d}.jpg",
+                    "imgid": number,
+                    "split": ("restval", "val", "test")[number % 3] if in_val else "train",
+                    "sentences": sentences,
+                    "cocoid": coco_id,
+                }
+            )
+        first += count
+        content = {"info": {"year": 2017}, "licenses": [], "images": images, "annotations": annotations}
+        (root / "annotations" / f"captions_{name}.json").write_text(json.dumps(content))
+    if karpathy:
+        (root / "dataset_coco.json").write_text(json.dumps({"images": entries, "dataset": "coco"}))
+
+
+def write_flickr30k(root: Path, images: int = 40, captions: str = "results.csv", karpathy: bool = False) -> None:
+    """Flickr30K with the captions in one of the files in which they are passed on, five an image."""
+    folder = root / "flickr30k_images"
+    entries, lines = [], []
+    for number in range(images):
+        name = f"{1000092795 + 7 * number}.jpg"
+        draw(folder / name, number)
+        texts = [sentence(1000 * caption * len(TOPICS) + number) for caption in range(5)]
+        texts[1] = texts[1].replace(" ", ", ", 1).replace(".", ' , " says so " .')
+        lines += [(name, caption, text) for caption, text in enumerate(texts)]
+        entries.append(
+            {
+                "sentids": list(range(5 * number, 5 * number + 5)),
+                "imgid": number,
+                "sentences": [
+                    {"tokens": text.lower().split(), "raw": text, "imgid": number, "sentid": 5 * number + caption}
+                    for caption, text in enumerate(texts)
+                ],
+                "split": "test" if number % 4 == 0 else "val" if number % 4 == 1 else "train",
+                "filename": name,
+            }
+        )
+    path = root / captions
+    if captions == "results.csv":
+        rows = [f"{name}| {caption}| {text}" for name, caption, text in lines]
+        rows[9] = rows[9].replace("| 4|", "| 4  ")  # as in the line of 2199200615.jpg
+        path.write_text("\n".join(["image_name| comment_number| comment", *rows]) + "\n")
+    elif captions.endswith((".token", ".token.txt")):
+        path.write_text("".join(f"{name}#{caption}\t{text}\n" for name, caption, text in lines))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["image", "caption"])
+            writer.writerows((name, text) for name, _, text in lines)
+    if karpathy:
+        (root / "dataset_flickr30k.json").write_text(json.dumps({"images": entries, "dataset": "flickr30k"}))
