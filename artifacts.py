@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from config import Settings, UserError, select
+from config import Settings, UserError, flatten, select
 
 LIBRARIES = ("torch", "torchvision", "numpy", "gensim", "nmslib", "nltk", "pyarrow", "pillow", "datasketch")
 
@@ -29,7 +29,8 @@ LIBRARIES = ("torch", "torchvision", "numpy", "gensim", "nmslib", "nltk", "pyarr
 class Step:
     """One step of the pipeline: its files in WORK and the settings that shape what it writes.
 
-    `{space}` in a name stands for `neighbors.space`, `{vectors}` for the file with that space's vectors.
+    `{space}` in a name stands for `neighbors.space`, `{vectors}` for the file with that space's vectors, `{articles}`
+    for articles.parquet where the dataset has articles, `{training_texts}` for it where Doc2Vec is trained on them.
     """
 
     script: str
@@ -43,13 +44,13 @@ PREPARE = Step(
     script="prepare_dataset.py",
     stamp="prepare_dataset.json",
     inputs=(),
-    outputs=("pairs.parquet", "rejected.jsonl"),
+    outputs=("pairs.parquet", "rejected.jsonl", "{articles}"),
     settings=("seed", "dataset"),
 )
 TRAIN_DOC2VEC = Step(
     script="train_doc2vec.py",
     stamp="doc2vec/train_doc2vec.json",
-    inputs=("pairs.parquet",),
+    inputs=("pairs.parquet", "{training_texts}"),
     outputs=("doc2vec/model", "doc2vec/vocabulary.txt", "doc2vec/word_vectors.npy", "doc2vec/punkt.json"),
     settings=("seed", "deterministic", "dataset.language", "text", "doc2vec"),
 )
@@ -156,7 +157,10 @@ def read_json(path: Path) -> Any:
 def _named(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     space = settings.neighbors.space
     vectors = {"doc2vec": "doc2vec/vectors.npy", "images": "image_features/vectors.npy"}[space]
-    return tuple(name.format(space=space, vectors=vectors) for name in names)
+    articles = "articles.parquet" if settings.dataset.source == "goodnews" else ""
+    training_texts = "articles.parquet" if settings.doc2vec.train_on == "articles" else ""
+    some = {"space": space, "vectors": vectors, "articles": articles, "training_texts": training_texts}
+    return tuple(name for name in (name.format(**some) for name in names) if name)
 
 
 def stamp_path(step: Step, settings: Settings) -> Path:
@@ -210,9 +214,11 @@ def what_changed(step: Step, settings: Settings, published: dict[str, str] | Non
         if not path.is_file() or path.stat().st_size != output["size"]:
             return f"is incomplete ({path.name})"
     wanted = json.loads(json.dumps(select(settings, step.settings)))
+    defaults = flatten(Settings())
     for name, value in wanted.items():
-        if stamp["settings"].get(name) != value:
-            return f"was made with {name} {stamp['settings'].get(name)}, and the settings now say {value}"
+        made_with = stamp["settings"].get(name, defaults[name])  # what was no setting then was as its default is
+        if made_with != value:
+            return f"was made with {name} {made_with}, and the settings now say {value}"
     for name, value in input_fingerprints(step, settings).items():
         if stamp["inputs"].get(name) != value:
             return f"was made from another {name}"

@@ -49,6 +49,8 @@ class Dataset:
     source: Literal[
         "openclipart",
         "wikipedia",
+        "politics",
+        "goodnews",
         "coco",
         "flickr30k",
         "manifest",
@@ -61,6 +63,8 @@ class Dataset:
     """Folder of the published files. Null is allowed for openclipart (fetched with apt-get) and synthetic (drawn)."""
     manifest: str | None = None
     """File with one's own pairs (source manifest): CSV, TSV, JSONL or Parquet with columns image and text."""
+    min_characters: int | None = None
+    """Shorter texts are rejected (Politics: 501); null keeps them."""
     karpathy_split: bool | None = None
     """Sources coco and flickr30k: take Karpathy's splits. Null: where their file lies in root."""
     language: str = "en"
@@ -115,6 +119,8 @@ class Doc2Vec:
     """Words seen less often in the train texts are ignored."""
     epochs: int = 20
     """Passes over the train texts."""
+    train_on: Literal["texts", "articles"] = "texts"
+    """The pairs' texts, or the whole articles that they come with (source goodnews)."""
     learning_rate: float = 0.025
     """First learning rate, falling linearly."""
     inference_epochs: int | None = None
@@ -329,6 +335,8 @@ class Settings:
 
 NEEDED_IN_ROOT = {
     "wikipedia": "texts/, images/ and the .list files",
+    "politics": "complete_db.pickle, train_test_paths.pickle and imgs/",
+    "goodnews": "captioning_dataset.json, img_splits.json and images/",
     "coco": "annotations/ (or dataset_coco.json) and train2017/ and val2017/",
     "flickr30k": "the captions (or dataset_flickr30k.json) and the images",
 }
@@ -346,6 +354,7 @@ def mistakes(settings: Settings) -> list[str]:
 
     for name in [
         "dataset.max_pixels",
+        "dataset.min_characters",
         "dataset.synthetic.topics",
         "dataset.synthetic.motifs",
         "dataset.synthetic.motifs_per_topic",
@@ -416,6 +425,8 @@ def mistakes(settings: Settings) -> list[str]:
     for source, files in NEEDED_IN_ROOT.items():
         if settings.dataset.source == source and not settings.dataset.root:
             found.append(f"dataset.source {source} needs dataset.root, the folder with {files}")
+    if settings.doc2vec.train_on == "articles" and settings.dataset.source != "goodnews":
+        found.append("doc2vec.train_on articles goes with dataset.source goodnews")
     if settings.dataset.karpathy_split is not None and settings.dataset.source not in ("coco", "flickr30k"):
         found.append("dataset.karpathy_split goes with dataset.source coco and flickr30k")
     return found

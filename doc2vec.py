@@ -38,9 +38,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def text_batches(work: Path, split: str | None = None, size: int = 1000) -> Iterator[list[str]]:
-    """The texts of WORK's pair table (of one split, or all), in its order, up to `size` at a time."""
-    for batch in pq.ParquetFile(work / "pairs.parquet").iter_batches(size, columns=["text", "split"]):
+def text_batches(
+    work: Path, split: str | None = None, size: int = 1000, table: str = "pairs.parquet"
+) -> Iterator[list[str]]:
+    """The texts of WORK's pair table or articles (of one split, or all), in their order, up to `size` at a time."""
+    for batch in pq.ParquetFile(work / table).iter_batches(size, columns=["text", "split"]):
         rows = zip(batch["text"].to_pylist(), batch["split"].to_pylist(), strict=True)
         yield [text for text, of in rows if split in (None, of)]
 

@@ -1,10 +1,11 @@
 """Step 0: turn a dataset as its owners publish it into the table of image-text pairs that all other steps read.
 
-    python prepare_dataset.py [--config FILE.yaml] [--dataset.source openclipart|wikipedia|manifest|synthetic] ...
+    python prepare_dataset.py [--config FILE.yaml] [--dataset.source openclipart|coco|manifest|...] ...
 
 In: the published files (dataset.source says in which layout, dataset.root where; see sources.py).
 Out: WORK/pairs.parquet, one row a pair with its split, in the published order; WORK/rejected.jsonl, every published
-row that was left out and why; WORK/prepare_dataset.json with the counts. Left out are rows that are broken or whose
+row that was left out and why; WORK/articles.parquet where the dataset has articles beside the pairs' texts;
+WORK/prepare_dataset.json with the counts. Left out are rows that are broken or whose
 image is missing or unreadable, repeated rows, and, where no splits are published, texts that nearly repeat another one.
 """
 
@@ -24,7 +25,7 @@ from artifacts import PREPARE, is_up_to_date, making, written_whole
 from config import Settings, UserError, make_parser, parse_settings, run_script
 from images import check_images
 from near_duplicates import near_duplicates
-from pairs import SCHEMA, SPLITS, distinct, write_pairs
+from pairs import SCHEMA, SPLITS, distinct, write_articles, write_pairs
 from sources import SOURCES, Row
 
 # The published table: all rows, those to be rejected included, so that a row's position says which one it was.
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     with making(PREPARE, settings, fingerprints) as figures:
-        table, rejected = read_table(published.rows())
+        table, rejected = read_table(published.rows(), dataset.min_characters or 0)
         if dataset.new_splits:
             none = pa.nulls(len(table), pa.string())
             table = table.set_column(table.column_names.index("split"), "split", none)
@@ -74,13 +75,22 @@ def main(argv: list[str] | None = None) -> None:
         print(as_text(figures), flush=True)
         demand_all_splits(figures, work / "rejected.jsonl")
         write_pairs(work / "pairs.parquet", with_splits(kept, splits), published.root)
+        if published.articles:
+            articles = tqdm(published.articles(), desc="articles", unit="article", disable=None)
+            figures["articles"] = write_articles(work / "articles.parquet", articles)
+            print(f"{figures['articles']:,} articles of train to train Doc2Vec on (doc2vec.train_on articles)")
 
 
 # Reading
 
 
-def read_table(rows: Iterable[Row], chunk: int = 20_000) -> tuple[pa.Table, dict[int, Rejection]]:
-    """All published rows as a table (PUBLISHED), and by position those that the reader rejects or that have no text."""
+def read_table(
+    rows: Iterable[Row], min_characters: int = 0, chunk: int = 20_000
+) -> tuple[pa.Table, dict[int, Rejection]]:
+    """All published rows as a table (PUBLISHED), and by position those that the reader rejects or that have no text.
+
+    A text of fewer than `min_characters` is rejected too.
+    """
     rejected: dict[int, Rejection] = {}
     batches = []
     waiting: list[tuple[str | None, ...]] = []
@@ -96,6 +106,8 @@ def read_table(rows: Iterable[Row], chunk: int = 20_000) -> tuple[pa.Table, dict
             rejected[position] = Rejection(*row.rejected)
         elif not values[2]:
             rejected[position] = Rejection("empty text", "")
+        elif len(values[2]) < min_characters:
+            rejected[position] = Rejection("short text", f"{len(values[2])} characters of {min_characters}")
         if not all(value is None or value.isascii() or _is_unicode(value) for value in values):
             rejected.setdefault(position, Rejection("bad row", "is not UTF-8"))
             values = tuple(value and value.encode(errors="replace").decode() for value in values)

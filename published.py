@@ -45,6 +45,8 @@ class Published:
     """Files that say what there is, watched by their content."""
     files: Callable[[], Iterable[Path | str]]
     """All other files (paths relative to the root), watched by size and time."""
+    articles: Callable[[], Iterator[str]] | None = None
+    """Longer texts of the train split, where there are any that Doc2Vec can be trained on in place of the pairs'."""
 
     def fingerprints(self) -> dict[str, str]:
         """What changes when the published files do: a digest of each of `lists`, and one of `files` together."""
@@ -168,7 +170,7 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, Any]]:
         while True:
             try:
                 found, end = decode(buffer, at)
-                if end < len(buffer) or ended:  # a number that ends with the buffer may go on
+                if ended or buffer[end : end + 1] in [*" \t\r\n,:}"]:  # else a number may go on
                     return found, end
             except ValueError:
                 if ended:

@@ -28,6 +28,8 @@ import pyarrow.parquet as pq
 import synthetic
 from coco_flickr import coco, flickr30k
 from config import Settings, UserError
+from goodnews import goodnews
+from politics import politics
 from published import Published, Row, files_below, given_root, outside
 
 
@@ -480,6 +482,8 @@ def made_up(settings: Settings) -> Published:
 SOURCES: dict[str, Callable[[Settings], Published]] = {
     "openclipart": openclipart,
     "wikipedia": wikipedia,
+    "politics": politics,
+    "goodnews": goodnews,
     "coco": coco,
     "flickr30k": flickr30k,
     "manifest": manifest,

@@ -2,9 +2,9 @@
 
     python train_doc2vec.py [--config FILE.yaml] [--doc2vec.epochs 50] ...
 
-Reads pairs.parquet in WORK. Writes into WORK/doc2vec the sentence splitter's parameters (punkt.json), gensim's model
-(model), the vocabulary in index order (vocabulary.txt) and word vectors aligned with it (word_vectors.npy), from which
-step 4 starts its text encoder.
+Reads pairs.parquet, or articles.parquet, in WORK. Writes into WORK/doc2vec the sentence splitter's parameters
+(punkt.json), gensim's model (model), the vocabulary in index order (vocabulary.txt) and word vectors aligned with it
+(word_vectors.npy), from which step 4 starts its text encoder.
 """
 
 import itertools
@@ -37,12 +37,13 @@ def main(argv: list[str] | None = None) -> None:
     if is_up_to_date(TRAIN_DOC2VEC, settings):
         return
     work, folder = settings.work_folder, settings.work_folder / "doc2vec"
-    count = len(rows_of_split(read_pairs(work, ["split"]), "train"))
+    table = "articles.parquet" if settings.doc2vec.train_on == "articles" else "pairs.parquet"
+    count = len(rows_of_split(read_pairs(work, ["split"], table), "train"))
     if not count:
-        raise UserError(f"{work / 'pairs.parquet'} has no pair in the train split; run prepare_dataset.py again")
+        raise UserError(f"{work / table} has no text of the train split; run prepare_dataset.py again")
 
     def train_texts(doing: str) -> tqdm:
-        texts = itertools.chain.from_iterable(text_batches(work, "train"))
+        texts = itertools.chain.from_iterable(text_batches(work, "train", table=table))
         return tqdm(texts, desc=doing, total=count, unit="text", disable=None)
 
     with making(TRAIN_DOC2VEC, settings) as figures:

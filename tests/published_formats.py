@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,49 @@ def write_flickr30k(root: Path, images: int = 40, captions: str = "results.csv",
             writer.writerows((name, text) for name, _, text in lines)
     if karpathy:
         (root / "dataset_flickr30k.json").write_text(json.dumps({"images": entries, "dataset": "flickr30k"}))
+
+
+def write_politics(root: Path, train: int = 36, test: int = 9, small: bool = False) -> None:
+    """Politics: pickles of sides, issues and items, and imgs/SIDE/ISSUE/SOURCE; the last image is in no split.
+
+    With `small` the texts lie in db.pickle, without issues, and not in complete_db.pickle.
+    """
+    complete: dict[str, dict[str, list[dict[str, object]]]] = {"LEFT": {}, "RIGHT": {}}
+    paths = []
+    for number in range(train + test + 1):
+        side, issue = ("LEFT", "RIGHT")[number % 2], list(TOPICS)[number % len(TOPICS)]
+        paths.append(f"imgs/{side}/{issue}/paper.com/{number}.jpg")
+        draw(root / paths[-1], number)
+        text = " ".join(sentence(1000 * each * len(TOPICS) + number, 12) for each in range(8))
+        item = {"local_path": paths[-1], "content_text": text, "url": "https://paper.com", "description": None}
+        complete[side].setdefault(issue, []).append(item)
+    items = [item for issues in complete.values() for some in issues.values() for item in some]
+    content = [(item["local_path"], item["content_text"]) for item in items] if small else complete
+    (root / ("db.pickle" if small else "complete_db.pickle")).write_bytes(pickle.dumps(content))
+    splits = {"train": paths[:train], "test": paths[train:-1]}
+    (root / "train_test_paths.pickle").write_bytes(pickle.dumps(splits))
+
+
+def write_goodnews(root: Path, articles: int = 24) -> None:
+    """GoodNews: articles by id with the captions of their images by number, and the split of each image.
+
+    Of the articles of two images every sixth has one of them in train and one in test.
+    """
+    dataset, splits = {}, {}
+    for number in range(articles):
+        article_id = f"4fd2a0e18eb7c8105d{number:06x}"
+        images = {}
+        for image in range(1 + number % 2):
+            images[str(image)] = sentence(1000 * image * len(TOPICS) + number)
+            draw(root / "images" / f"{article_id}_{image}.jpg", number)
+            split = "val" if number % 6 == 2 else "test" if number % 6 in (3, 4) else "train"
+            splits[f"{article_id}_{image}"] = "test" if number % 6 == 5 and image else split
+        dataset[article_id] = {
+            "article_url": f"https://www.nytimes.com/{number}.html",
+            "article": " ".join(sentence(500 * len(TOPICS) * each + number) for each in range(20)),
+            "headline": {"main": f"Headline \u201c{number}\u201d"},
+            "images": images,
+        }
+    root.mkdir(exist_ok=True)
+    (root / "captioning_dataset.json").write_text(json.dumps(dataset))
+    (root / "img_splits.json").write_text(json.dumps(splits))

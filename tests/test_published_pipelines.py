@@ -8,11 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY, run_script
-from published_formats import write_coco, write_flickr30k
+from published_formats import write_coco, write_flickr30k, write_goodnews, write_politics
 
 pytestmark = pytest.mark.slow
 
 DATASETS: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
+    "politics": ("politics", write_politics, ["--dataset.min_characters", "501", "--text.max_sentences", "2"]),
+    "goodnews": ("goodnews", write_goodnews, []),
+    "goodnews-articles": ("goodnews", write_goodnews, ["--doc2vec.train_on", "articles"]),
     "coco": ("coco", write_coco, []),
     "coco-karpathy": ("coco", partial(write_coco, karpathy=True), []),
     "flickr30k": ("flickr30k", write_flickr30k, []),

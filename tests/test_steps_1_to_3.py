@@ -329,7 +329,7 @@ def test_empty_vocabulary(tmp_path: Path) -> None:
 def test_no_train_texts(tmp_path: Path) -> None:
     work = tmp_path / "work"
     prepare(work, [{**row, "split": "test"} for row in pair_rows()])
-    with pytest.raises(UserError, match="no pair in the train split; run prepare_dataset.py"):
+    with pytest.raises(UserError, match="no text of the train split; run prepare_dataset.py"):
         train_doc2vec.main(words(work))
 
 
