@@ -130,10 +130,11 @@ def write_politics(root: Path, train: int = 36, test: int = 9, small: bool = Fal
     (root / "train_test_paths.pickle").write_bytes(pickle.dumps(splits))
 
 
-def write_goodnews(root: Path, articles: int = 24) -> None:
+def write_goodnews(root: Path, articles: int = 48) -> None:
     """GoodNews: articles by id with the captions of their images by number, and the split of each image.
 
-    Of the articles of two images every sixth has one of them in train and one in test.
+    Three articles of twelve are in train, three in val, three in test, and of three the first image is in train and the
+    second, where there is one, in test.
     """
     dataset, splits = {}, {}
     for number in range(articles):
@@ -142,8 +143,8 @@ def write_goodnews(root: Path, articles: int = 24) -> None:
         for image in range(1 + number % 2):
             images[str(image)] = sentence(1000 * image * len(TOPICS) + number)
             draw(root / "images" / f"{article_id}_{image}.jpg", number)
-            split = "val" if number % 6 == 2 else "test" if number % 6 in (3, 4) else "train"
-            splits[f"{article_id}_{image}"] = "test" if number % 6 == 5 and image else split
+            kind = ("train", "val", "test", ("train", "test")[image])[number // 3 % 4]
+            splits[f"{article_id}_{image}"] = kind
         dataset[article_id] = {
             "article_url": f"https://www.nytimes.com/{number}.html",
             "article": " ".join(sentence(500 * len(TOPICS) * each + number) for each in range(20)),
