@@ -51,6 +51,7 @@ class Dataset:
         "wikipedia",
         "politics",
         "goodnews",
+        "conceptual_captions",
         "coco",
         "flickr30k",
         "manifest",
@@ -337,6 +338,7 @@ NEEDED_IN_ROOT = {
     "wikipedia": "texts/, images/ and the .list files",
     "politics": "complete_db.pickle, train_test_paths.pickle and imgs/",
     "goodnews": "captioning_dataset.json, img_splits.json and images/",
+    "conceptual_captions": "the two TSVs, train/ and val/",
     "coco": "annotations/ (or dataset_coco.json) and train2017/ and val2017/",
     "flickr30k": "the captions (or dataset_flickr30k.json) and the images",
 }

@@ -1,6 +1,7 @@
 """Images from files: any format, mode and size that archives hold, as RGB, or one reason why not.
 
-Used by step 0, which checks every image once, and by the workers that decode images while the model trains.
+A path may lead into a tar shard (shards.py). Used by step 0, which checks every image once, and by the workers that
+decode images while the model trains.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
+
+from shards import find_member, open_member
 
 # Pillow refuses images from 179 megapixels on, as they may be decompression bombs. Archives do hold such drawings, so
 # `max_pixels` takes the place of that limit: it is looked at before anything is decoded, and the user can set it.
@@ -106,14 +109,15 @@ def check_image(
 def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
     """The image, its header read; whatever goes wrong inside becomes UnreadableImage."""
     try:
-        status = os.stat(path)
+        member = find_member(path)
+        status = os.stat(member.shard if member else path)
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableImage("is no file")
-        if status.st_size == 0:
+        if (member.size if member else status.st_size) == 0:
             raise UnreadableImage("the file is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on oddities that it copes with, one an image
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(open_member(member) if member else path, formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise UnreadableImage(
                         f"{image.width} x {image.height} pixels are more than dataset.max_pixels {max_pixels}"
@@ -177,7 +181,7 @@ def check_images(
         return wrong
     try:
         # spawned, not forked: forking a process that has threads (Arrow's, tqdm's) can deadlock
-        with bar, ProcessPoolExecutor(_cores(), mp_context=get_context("spawn")) as pool:
+        with bar, ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
             small = functools.partial(check, decode_up_to=ONE_AT_A_TIME)
             for start in range(0, len(names), 65_536):  # a pool takes in all that it is given to map at once
                 some = names[start : start + 65_536]
@@ -198,6 +202,6 @@ def check_images(
     return wrong
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 import synthetic
 from coco_flickr import coco, flickr30k
+from conceptual_captions import conceptual_captions
 from config import Settings, UserError
 from goodnews import goodnews
 from politics import politics
@@ -484,6 +485,7 @@ SOURCES: dict[str, Callable[[Settings], Published]] = {
     "wikipedia": wikipedia,
     "politics": politics,
     "goodnews": goodnews,
+    "conceptual_captions": conceptual_captions,
     "coco": coco,
     "flickr30k": flickr30k,
     "manifest": manifest,

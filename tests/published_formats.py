@@ -1,11 +1,15 @@
 """Small datasets in the exact formats in which their owners publish them. Each function writes one below `root`."""
 
 import csv
+import io
 import json
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 TOPICS = {
@@ -154,3 +158,65 @@ def write_goodnews(root: Path, articles: int = 48) -> None:
     root.mkdir(exist_ok=True)
     (root / "captioning_dataset.json").write_text(json.dumps(dataset))
     (root / "img_splits.json").write_text(json.dumps(splits))
+
+
+def write_conceptual_captions(
+    root: Path, train: int = 40, val: int = 10, tars: bool = True, metadata: bool = True, per_shard: int = 16
+) -> None:
+    """Conceptual Captions: two TSVs, and what img2dataset leaves of the images, which it could not all download.
+
+    With `tars` as WebDataset shards, else as files; without `metadata` the Parquet file of each shard is not there.
+    """
+    for name, folder, first, count in (
+        ("Train_GCC-training.tsv", "train", 0, train),
+        ("Validation_GCC-1.1.0-Validation.tsv", "val", train, val),
+    ):
+        records = [
+            (sentence(number), f"https://example.com/{number}.jpg?w=300") for number in range(first, first + count)
+        ]
+        (root / folder).mkdir(parents=True)
+        (root / name).write_text("".join(f"{caption}\t{url}\n" for caption, url in records))
+        for shard in range(-(-count // per_shard)):
+            _write_shard(
+                root / folder, shard, first + shard * per_shard, records[shard * per_shard :][:per_shard], tars
+            )
+            if not metadata:
+                (root / folder / f"{shard:05d}.parquet").unlink()
+
+
+def _write_shard(folder: Path, shard: int, first: int, records: list[tuple[str, str]], tars: bool) -> None:
+    files, table = [], []
+    for number, (caption, url) in enumerate(records):
+        key = f"{shard:05d}{number:04d}"
+        gone = (first + number) % 10 == 7
+        meta = {
+            "caption": caption,
+            "url": url,
+            "key": key,
+            "status": "failed_to_download" if gone else "success",
+            "error_message": "HTTP Error 404: Not Found" if gone else None,
+            "width": None if gone else 32,
+            "height": None if gone else 24,
+        }
+        table.append(meta)
+        if not gone:
+            draw(folder / "image.jpg", first + number)
+            content = (folder / "image.jpg").read_bytes()
+            files += [
+                (f"{key}.jpg", content),
+                (f"{key}.txt", caption.encode()),
+                (f"{key}.json", json.dumps(meta).encode()),
+            ]
+            (folder / "image.jpg").unlink()
+    if tars:
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as archive:
+            for name, content in files:
+                info = tarfile.TarInfo(name)
+                info.size, info.mtime = len(content), 1.6e9 + 0.25  # webdataset's mtime makes tarfile write PAX headers
+                archive.addfile(info, io.BytesIO(content))
+    else:
+        (folder / f"{shard:05d}").mkdir()
+        for name, content in files:
+            (folder / f"{shard:05d}" / name).write_bytes(content)
+    pq.write_table(pa.Table.from_pylist(table), folder / f"{shard:05d}.parquet")
+    (folder / f"{shard:05d}_stats.json").write_text(json.dumps({"count": len(records)}))

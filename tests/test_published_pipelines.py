@@ -8,7 +8,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY, run_script
-from published_formats import write_coco, write_flickr30k, write_goodnews, write_politics
+from published_formats import (
+    write_coco,
+    write_conceptual_captions,
+    write_flickr30k,
+    write_goodnews,
+    write_politics,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -16,6 +22,12 @@ DATASETS: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "politics": ("politics", write_politics, ["--dataset.min_characters", "501", "--text.max_sentences", "2"]),
     "goodnews": ("goodnews", write_goodnews, []),
     "goodnews-articles": ("goodnews", write_goodnews, ["--doc2vec.train_on", "articles"]),
+    "conceptual_captions-files": ("conceptual_captions", partial(write_conceptual_captions, tars=False), []),
+    "conceptual_captions-shards": (
+        "conceptual_captions",
+        write_conceptual_captions,
+        ["--dataset.near_duplicates", "true", "--dataset.check_images", "header"],
+    ),
     "coco": ("coco", write_coco, []),
     "coco-karpathy": ("coco", partial(write_coco, karpathy=True), []),
     "flickr30k": ("flickr30k", write_flickr30k, []),
