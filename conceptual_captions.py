@@ -163,7 +163,8 @@ def _of_shard(root: Path, shard: Path) -> tuple[np.ndarray, np.ndarray, pa.Array
             raise UserError(f"cannot read {metadata}: {why}; it should be as img2dataset wrote it") from None
         for record in table.to_pylist():
             addresses[record["key"]] = record["url"]
-            outcomes[record["key"]] = f"was not downloaded ({record['error_message'] or record['status']})"
+            if record["status"] != "success":
+                outcomes[record["key"]] = f"was not downloaded ({record['error_message'] or record['status']})"
     texts = [paths.get(key) or outcomes.get(key, "is not in its shard") for key in addresses]
     there = np.array([key in paths for key in addresses], bool)
     return _keys([address or "" for address in addresses.values()]), there, pa.array(texts, pa.large_string())

@@ -1,8 +1,8 @@
 """Images that lie inside tar shards (WebDataset's format), read where they lie.
 
 Such an image has a path as if the shard were a folder, and where in the shard its bytes are,
-SHARD.tar/MEMBER@FIRST+SIZE, for example `train/00012.tar/000120345.jpg@1536+20480`. So one seek finds it, and no process
-needs a list of what all shards hold. Nothing is ever unpacked.
+SHARD.tar/MEMBER@FIRST+SIZE, for example `train/00012.tar/000120345.jpg@1536+20480`. So one seek finds it, and no
+process needs a list of what all shards hold. Nothing is ever unpacked.
 """
 
 import io
