@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -133,6 +134,25 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Write an array as .npy, whole."""
     with written_whole(path) as beside, beside.open("wb") as file:
         np.save(file, array)
+
+
+def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = False) -> np.ndarray:
+    """An array in a .npy file to write to piece by piece, memory-mapped; with `keep` the one that is there already.
+
+    Raises UserError where it cannot be written.
+    """
+    try:
+        if keep:
+            return np.lib.format.open_memmap(path, mode="r+")
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {path}: {error}") from None
+
+
+def move_into_place(path: Path, target: Path) -> None:
+    """Flush a file that was written piece by piece, and give it its name."""
+    with written_whole(target) as beside:
+        path.replace(beside)
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -259,8 +279,31 @@ def require(step: Step, settings: Settings) -> dict[str, Any]:
     return read_json(stamp_file)
 
 
+def _unfinished(step: Step, settings: Settings, read: dict[str, Any]) -> Path:
+    """The folder for a step's unfinished work, with what is there of the same settings and inputs, else empty."""
+    name = _named((step.stamp,), settings)[0].replace("/", "-").removesuffix(".json")
+    folder = settings.work_folder / ".unfinished" / name
+    made_from = json.loads(json.dumps({"settings": select(settings, step.settings), **read, "versions": versions()}))
+    record = folder / "made_from.json"
+    if record.is_file() and read_json(record) == made_from:
+        print(f"going on where {step.script} was stopped")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(record, made_from)
+    return folder
+
+
+class Figures(dict[str, Any]):
+    """A step's figures by name, and the folder in which it keeps what it has done so far."""
+
+    def __init__(self, unfinished: Path) -> None:
+        super().__init__()
+        self.unfinished = unfinished
+        """It outlives a step that is stopped, until that step is done, or is run with other settings or inputs."""
+
+
 @contextlib.contextmanager
-def making(step: Step, settings: Settings, published: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
+def making(step: Step, settings: Settings, published: dict[str, str] | None = None) -> Iterator[Figures]:
     """Surround the making of a step's outputs: yields a dict to put the step's figures into, and stamps at the end.
 
     The old stamp goes first, so that a step that was cut short counts as not done.
@@ -269,7 +312,7 @@ def making(step: Step, settings: Settings, published: dict[str, str] | None = No
     path = stamp_path(step, settings)
     path.unlink(missing_ok=True)
     started = time.monotonic()
-    figures: dict[str, Any] = {}
+    figures = Figures(_unfinished(step, settings, {"inputs": inputs, "published": published or {}}))
     yield figures
     outputs = {
         name: {"size": (settings.work_folder / name).stat().st_size, "sha256": fingerprint(settings.work_folder / name)}
@@ -288,5 +331,8 @@ def making(step: Step, settings: Settings, published: dict[str, str] | None = No
             "seconds": round(time.monotonic() - started, 2),
         },
     )
+    shutil.rmtree(figures.unfinished)
+    with contextlib.suppress(OSError):  # another step is unfinished too
+        figures.unfinished.parent.rmdir()
     for output in output_paths(step, settings):
         print(f"wrote {output}")

@@ -55,12 +55,12 @@ def main(argv: list[str] | None = None) -> None:
         if dataset.new_splits:
             none = pa.nulls(len(table), pa.string())
             table = table.set_column(table.column_names.index("split"), "split", none)
-        rejected |= unusable_images(table, rejected, published.root, settings)
+        rejected |= unusable_images(table, rejected, published.root, settings, figures.unfinished)
         rejected |= conflicting_images(table, rejected)
         rejected |= repeated_rows(table, rejected)
         has_splits = bool(is_in_split(table, SPLITS)[remaining(table, rejected)].any())
         if dataset.near_duplicates or (dataset.near_duplicates is None and not has_splits):
-            rejected |= near_duplicate_texts(table, rejected, dataset.near_duplicate_threshold, dataset.language)
+            rejected |= near_duplicate_texts(table, rejected, settings, figures.unfinished)
         write_rejected(work / "rejected.jsonl", table, rejected)
 
         kept = table.filter(pa.array(remaining(table, rejected)))
@@ -138,14 +138,17 @@ def remaining(table: pa.Table, rejected: dict[int, Rejection]) -> np.ndarray:
 
 
 def unusable_images(
-    table: pa.Table, rejected: dict[int, Rejection], root: Path, settings: Settings
+    table: pa.Table, rejected: dict[int, Rejection], root: Path, settings: Settings, unfinished: Path
 ) -> dict[int, Rejection]:
-    """Rows whose image is missing or cannot be read. Each image is looked at once, whatever the number of its rows."""
+    """Rows whose image is missing or cannot be read. Each image is looked at once, whatever the number of its rows.
+
+    What was found of which images is kept in the folder `unfinished`.
+    """
     left = remaining(table, rejected)
     names = pc.unique(table["image_path"].filter(pa.array(left))).to_pylist()
     decode = settings.dataset.check_images == "decode"
     try:
-        wrong = check_images(root, names, decode, settings.dataset.max_pixels)
+        wrong = check_images(root, names, decode, settings.dataset.max_pixels, unfinished / "images.jsonl")
     except MemoryError as error:
         raise UserError(f"not enough memory to check the images ({error}); lower dataset.max_pixels") from None
     affected = pc.is_in(table["image_path"], pa.array(list(wrong), pa.string())).to_numpy(zero_copy_only=False) & left
@@ -207,23 +210,25 @@ def repeated_rows(table: pa.Table, rejected: dict[int, Rejection]) -> dict[int, 
     several = np.bincount(images[left], minlength=len(images)) > 1  # by image
     held_out = is_in_split(table, ("val", "test"))
     found: dict[int, Rejection] = {}
-    seen: dict[tuple[int, str], str] = {}
-    for row, text, label in _of_rows(table, np.flatnonzero(left & several[images]), "text", "label"):
-        kept = seen.setdefault((images[row], text), label)
-        if kept != label and not held_out[row]:
-            found[row] = Rejection("duplicate", f"of {kept}")
+    seen: dict[tuple[int, bytes], int] = {}  # digests in place of texts: those of COCO would take a gigabyte
+    for row, text in _of_rows(table, np.flatnonzero(left & several[images]), "text"):
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        kept = seen.setdefault((int(images[row]), digest), row)
+        if kept != row and not held_out[row]:
+            found[row] = Rejection("duplicate", f"of {table['label'][kept].as_py()}")
     return found
 
 
 def near_duplicate_texts(
-    table: pa.Table, rejected: dict[int, Rejection], threshold: float, language: str
+    table: pa.Table, rejected: dict[int, Rejection], settings: Settings, unfinished: Path
 ) -> dict[int, Rejection]:
     """Rows whose text nearly repeats an earlier one's, or one's in a published val or test split, which stay."""
     rows = np.flatnonzero(remaining(table, rejected))
     images, _ = distinct(table["image_id"])
     held_out = is_in_split(table, ("val", "test"))
     texts = (text for _, text in _of_rows(table, rows, "text"))
-    repeats = near_duplicates(texts, images[rows], held_out[rows], threshold, language)
+    threshold, language = settings.dataset.near_duplicate_threshold, settings.dataset.language
+    repeats = near_duplicates(texts, images[rows], held_out[rows], threshold, language, unfinished)
     labels = table["label"].take(rows[list(repeats.values())]).to_pylist()
     return {
         int(rows[row]): Rejection("near-duplicate", f"of {label}") for row, label in zip(repeats, labels, strict=True)
