@@ -73,7 +73,7 @@ def show_texts(texts: pa.ChunkedArray, rows: np.ndarray, found: Found, seed: int
     print()
 
 
-def _rows_of(vectors: np.ndarray, rows: np.ndarray, unfinished: Path) -> np.ndarray:
+def rows_of(vectors: np.ndarray, rows: np.ndarray, unfinished: Path) -> np.ndarray:
     """`rows` of a memory-mapped matrix, memory-mapped too."""
     some = open_array(unfinished / "train.npy", (len(rows), vectors.shape[1]), np.float32)
     for start in range(0, len(rows), 10_000):
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     groups = (distinct(pairs["image_id"])[0][rows], same_words(tokens, offsets, rows))
 
     with making(FIND_NEIGHBORS, settings) as figures:
-        vectors = _rows_of(all_vectors, rows, figures.unfinished)
+        vectors = rows_of(all_vectors, rows, figures.unfinished)
         found, how = find_neighbors(
             vectors, groups, settings.neighbors, settings.seed, settings.deterministic, figures.unfinished
         )

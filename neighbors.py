@@ -8,6 +8,7 @@ at the same distance the lower position first, positions -1 and distances inf wh
 import contextlib
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -68,7 +69,9 @@ def find_neighbors(
             found, figures = exact_neighbors(points, rows, settings.k, groups), {"method": "exact"}
         else:
             threads = 1 if deterministic else torch.get_num_threads()
+            started = time.monotonic()
             index = HNSW(vectors, groups, settings, threads, folder)
+            build_seconds = round(time.monotonic() - started, 1)
             figures_file = folder / "recall.json"
             if figures_file.is_file():
                 figures = read_json(figures_file)
@@ -78,8 +81,11 @@ def find_neighbors(
                 truth = exact_neighbors(index.points, sample, settings.k, groups)
                 share = index.raise_effort(sample, truth, settings.min_recall)
                 figures = {"method": "hnsw", "ef_search": index.effort, "recall": share, "recall_sample": len(sample)}
+                figures["build_seconds"] = build_seconds
                 write_json(figures_file, figures)
+            started, left = time.monotonic(), len(rows) - index.done(unfinished)
             found = index.neighbors(rows, unfinished)
+            figures |= {"searched_rows": left, "search_seconds": round(time.monotonic() - started, 1)}
     if cosine:
         for part in _parts(len(vectors)):
             found.distances[part] = found.distances[part] ** 2 / 2  # 1 - cos of the angle between unit vectors
@@ -213,15 +219,14 @@ class HNSW:
         the rest is found by another call with the same rows.
         """
         self._index.setQueryTimeParams({"efSearch": self.effort})
+        first = self.done(unfinished)
         if unfinished:
-            resumed = (unfinished / "done.json").is_file()
-            first = read_json(unfinished / "done.json") if resumed else 0
             found = Found(
-                open_array(unfinished / "positions.npy", (len(rows), self.k), np.int32, resumed),
-                open_array(unfinished / "distances.npy", (len(rows), self.k), np.float32, resumed),
+                open_array(unfinished / "positions.npy", (len(rows), self.k), np.int32, first > 0),
+                open_array(unfinished / "distances.npy", (len(rows), self.k), np.float32, first > 0),
             )
         else:
-            first, found = 0, _nobody(len(rows), self.k)
+            found = _nobody(len(rows), self.k)
         with tqdm(total=len(rows), initial=first, desc="HNSW search", unit="row", disable=None) as progress:
             for start in range(first, len(rows), _CHUNK):
                 part = slice(start, min(start + _CHUNK, len(rows)))
@@ -232,6 +237,10 @@ class HNSW:
                     write_json(unfinished / "done.json", part.stop)
                 progress.update(part.stop - part.start)
         return found
+
+    def done(self, unfinished: Path | None) -> int:
+        """The rows whose neighbors lie in the folder `unfinished`, from a call that was stopped."""
+        return read_json(unfinished / "done.json") if unfinished and (unfinished / "done.json").is_file() else 0
 
     def _neighbors_of(self, rows: np.ndarray) -> Found:
         found = _nobody(len(rows), self.k)
