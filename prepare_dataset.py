@@ -241,11 +241,13 @@ def is_in_split(table: pa.Table, splits: tuple[str, ...]) -> np.ndarray:
 
 
 def _of_rows(table: pa.Table, rows: np.ndarray, *columns: str) -> Iterator[tuple]:
-    """The numbers in `rows`, each with that row's values in `columns`, a few thousand at a time."""
-    for start in range(0, len(rows), 10_000):
-        some = rows[start : start + 10_000]
-        values = table.select(columns).take(some)
+    """The numbers in `rows` (ascending), each with that row's values in `columns`, a few thousand at a time."""
+    first = 0
+    for batch in table.select(columns).to_batches(max_chunksize=10_000):
+        some = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(batch))]
+        values = batch.take(pa.array(some - first))
         yield from zip(some.tolist(), *(values[name].to_pylist() for name in columns), strict=True)
+        first += len(batch)
 
 
 def write_rejected(path: Path, table: pa.Table, rejected: dict[int, Rejection]) -> None:

@@ -64,11 +64,12 @@ def main() -> None:
     parser.add_argument("--query-sample", type=int, help="ask HNSW about so many rows only, and not about all")
     parser.add_argument("--folder", type=Path, help="folder for the dataset and what the steps write")
     parser.add_argument("--keep", action="store_true", help="leave the folder as it is afterwards")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file that the measurements are added to")
     parser.add_argument("--table", action="store_true", help="print what was measured")
     parser.add_argument("--ask", type=Path, help=argparse.SUPPRESS)  # step 3 on a sample, in a process of its own
     arguments = parser.parse_args()
     if arguments.table:
-        print_tables([json.loads(line) for line in RESULTS.read_text().splitlines()])
+        print_tables([json.loads(line) for line in arguments.results.read_text().splitlines()])
         return
     if arguments.ask:
         ask_a_sample(arguments.ask, arguments.query_sample)
@@ -82,7 +83,7 @@ def main() -> None:
     finally:
         if not arguments.keep:
             shutil.rmtree(folder)
-    with RESULTS.open("a") as file:
+    with arguments.results.open("a") as file:
         file.write(json.dumps(measured) + "\n")
     print_tables([measured])
 
