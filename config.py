@@ -429,6 +429,8 @@ def mistakes(settings: Settings) -> list[str]:
             found.append(f"dataset.source {source} needs dataset.root, the folder with {files}")
     if settings.doc2vec.train_on == "articles" and settings.dataset.source != "goodnews":
         found.append("doc2vec.train_on articles goes with dataset.source goodnews")
+    if settings.doc2vec.train_on == "articles" and settings.dataset.new_splits:
+        found.append("doc2vec.train_on articles goes with the published splits, not with dataset.new_splits")
     if settings.dataset.karpathy_split is not None and settings.dataset.source not in ("coco", "flickr30k"):
         found.append("dataset.karpathy_split goes with dataset.source coco and flickr30k")
     return found

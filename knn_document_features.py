@@ -33,7 +33,7 @@ from artifacts import (
 )
 from config import Settings, UserError, make_parser, parse_settings, run_script
 from neighbors import Found, category_share, find_neighbors
-from pairs import distinct, read_pairs, rows_of_split
+from pairs import distinct, numbered, read_pairs, rows_of_split
 
 TEXTS_SHOWN, NEIGHBORS_SHOWN = 3, 10
 
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     work, k = settings.work_folder, settings.neighbors.k
     all_vectors = vectors_of_space(settings)
-    pairs = read_pairs(work, ["image_id", "text", "category", "split"])
+    pairs = read_pairs(work, ["image_id", "category", "split"])
     tokens, offsets = read_array(work / "doc2vec" / "tokens.npy"), read_array(work / "doc2vec" / "offsets.npy")
 
     train = rows_of_split(pairs, "train")
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{work} has {len(rows)} train texts with a known word, and neighbors take two; get more pairs")
     if k >= len(rows):
         print(f"neighbors.k is {k} and there are {len(rows)} train texts: the table is filled up with -1")
-    groups = (distinct(pairs["image_id"])[0][rows], same_words(tokens, offsets, rows))
+    groups = (numbered(pairs["image_id"])[rows], same_words(tokens, offsets, rows))
 
     with making(FIND_NEIGHBORS, settings) as figures:
         vectors = rows_of(all_vectors, rows, figures.unfinished)
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         if np.isfinite(share):
             figures.update(category_share=round(share, 4), category_chance=round(chance, 4))
             print(f"{share:.3f} of the {min(k, 20)} nearest texts have the text's category; by chance {chance:.3f}")
-        show_texts(pairs["text"], rows, found, settings.seed)
+        show_texts(read_pairs(work, ["text"])["text"], rows, found, settings.seed)
 
         rows_path, indices_path, distances_path = output_paths(FIND_NEIGHBORS, settings)
         write_array(rows_path, rows.astype(np.int32))

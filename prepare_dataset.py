@@ -25,7 +25,7 @@ from artifacts import PREPARE, is_up_to_date, making, written_whole
 from config import Settings, UserError, make_parser, parse_settings, run_script
 from images import check_images
 from near_duplicates import near_duplicates
-from pairs import SCHEMA, SPLITS, distinct, write_articles, write_pairs
+from pairs import SCHEMA, SPLITS, distinct, numbered, write_articles, write_pairs
 from sources import SOURCES, Row
 
 # The published table: all rows, those to be rejected included, so that a row's position says which one it was.
@@ -172,7 +172,7 @@ def conflicting_images(table: pa.Table, rejected: dict[int, Rejection]) -> dict[
     images, image_ids = distinct(some["image_id"])
     found: dict[int, Rejection] = {}
 
-    paths, _ = distinct(some["image_path"])
+    paths = numbered(some["image_path"])
     for these, those, kind in (
         (images, paths, "image_id of another image"),
         (paths, images, "image of another image_id"),
@@ -205,7 +205,7 @@ def conflicting_images(table: pa.Table, rejected: dict[int, Rejection]) -> dict[
 
 def repeated_rows(table: pa.Table, rejected: dict[int, Rejection]) -> dict[int, Rejection]:
     """Rows with the image and the text of an earlier row; those of a published val or test split stay as they are."""
-    images, _ = distinct(table["image_id"])
+    images = numbered(table["image_id"])
     left = remaining(table, rejected)
     several = np.bincount(images[left], minlength=len(images)) > 1  # by image
     held_out = is_in_split(table, ("val", "test"))
@@ -224,7 +224,7 @@ def near_duplicate_texts(
 ) -> dict[int, Rejection]:
     """Rows whose text nearly repeats an earlier one's, or one's in a published val or test split, which stay."""
     rows = np.flatnonzero(remaining(table, rejected))
-    images, _ = distinct(table["image_id"])
+    images = numbered(table["image_id"])
     held_out = is_in_split(table, ("val", "test"))
     texts = (text for _, text in _of_rows(table, rows, "text"))
     threshold, language = settings.dataset.near_duplicate_threshold, settings.dataset.language

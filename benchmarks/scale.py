@@ -44,7 +44,7 @@ from config import load_settings, run_script  # noqa: E402
 from doc2vec import cores  # noqa: E402
 from knn_document_features import rows_of, same_words  # noqa: E402
 from neighbors import HNSW, exact_neighbors  # noqa: E402
-from pairs import distinct, read_pairs, rows_of_split  # noqa: E402
+from pairs import numbered, read_pairs, rows_of_split  # noqa: E402
 
 RESULTS = Path(__file__).parent / "scale.jsonl"
 SCRIPTS = ("prepare_dataset.py", "train_doc2vec.py", "extract_doc2vec_vectors.py", "knn_document_features.py")
@@ -238,7 +238,7 @@ def ask_a_sample(work: Path, count: int) -> None:
     tokens, offsets = read_array(work / "doc2vec" / "tokens.npy"), read_array(work / "doc2vec" / "offsets.npy")
     train = rows_of_split(table, "train")
     rows = train[np.diff(offsets)[train] > 0]
-    groups = (distinct(table["image_id"])[0][rows], same_words(tokens, offsets, rows))
+    groups = (numbered(table["image_id"])[rows], same_words(tokens, offsets, rows))
     with tempfile.TemporaryDirectory(dir=work) as folder:
         vectors = rows_of(read_array(work / "doc2vec" / "vectors.npy"), rows, Path(folder))
         started = time.monotonic()
