@@ -104,6 +104,14 @@ def test_the_corpus_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert parts.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("skip", [0, 1, 30, 49, 50, 119, 120, 500])
+@pytest.mark.parametrize("split", [None, "val"])
+def test_texts_are_skipped_from_anywhere(finished: Path, skip: int, split: str | None) -> None:
+    texts = [text for batch in doc2vec.text_batches(finished, split) for text in batch]
+    rest = [text for batch in doc2vec.text_batches(finished, split, size=50, skip=skip) for text in batch]
+    assert rest == texts[skip:]
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_vectors_go_on(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool) -> None:
     work = after(finished, tmp_path, 1)
