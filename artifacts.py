@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from config import Settings, UserError, select
+from config import Settings, UserError, flatten, select
 
 LIBRARIES = ("torch", "torchvision", "numpy", "gensim", "nmslib", "nltk", "pyarrow", "pillow", "datasketch")
 
@@ -29,7 +30,8 @@ LIBRARIES = ("torch", "torchvision", "numpy", "gensim", "nmslib", "nltk", "pyarr
 class Step:
     """One step of the pipeline: its files in WORK and the settings that shape what it writes.
 
-    `{space}` in a name stands for `neighbors.space`, `{vectors}` for the file with that space's vectors.
+    `{space}` in a name stands for `neighbors.space`, `{vectors}` for the file with that space's vectors, `{articles}`
+    for articles.parquet where the dataset has articles, `{training_texts}` for it where Doc2Vec is trained on them.
     """
 
     script: str
@@ -43,13 +45,13 @@ PREPARE = Step(
     script="prepare_dataset.py",
     stamp="prepare_dataset.json",
     inputs=(),
-    outputs=("pairs.parquet", "rejected.jsonl"),
+    outputs=("pairs.parquet", "rejected.jsonl", "{articles}"),
     settings=("seed", "dataset"),
 )
 TRAIN_DOC2VEC = Step(
     script="train_doc2vec.py",
     stamp="doc2vec/train_doc2vec.json",
-    inputs=("pairs.parquet",),
+    inputs=("pairs.parquet", "{training_texts}"),
     outputs=("doc2vec/model", "doc2vec/vocabulary.txt", "doc2vec/word_vectors.npy", "doc2vec/punkt.json"),
     settings=("seed", "deterministic", "dataset.language", "text", "doc2vec"),
 )
@@ -149,6 +151,25 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
+def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = False) -> np.ndarray:
+    """An array in a .npy file to write to piece by piece, memory-mapped; with `keep` the one that is there already.
+
+    Raises UserError where it cannot be written.
+    """
+    try:
+        if keep:
+            return np.lib.format.open_memmap(path, mode="r+")
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {path}: {error}") from None
+
+
+def move_into_place(path: Path, target: Path) -> None:
+    """Flush a file that was written piece by piece, and give it its name."""
+    with written_whole(target) as beside:
+        path.replace(beside)
+
+
 def read_array(path: Path) -> np.ndarray:
     """Memory-map a .npy file; raises UserError where it is missing or broken."""
     try:
@@ -171,7 +192,10 @@ def read_json(path: Path) -> Any:
 def _named(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     space = settings.neighbors.space
     vectors = {"doc2vec": "doc2vec/vectors.npy", "images": "image_features/vectors.npy"}[space]
-    return tuple(name.format(space=space, vectors=vectors) for name in names)
+    articles = "articles.parquet" if settings.dataset.source == "goodnews" else ""
+    training_texts = "articles.parquet" if settings.doc2vec.train_on == "articles" else ""
+    some = {"space": space, "vectors": vectors, "articles": articles, "training_texts": training_texts}
+    return tuple(name for name in (name.format(**some) for name in names) if name)
 
 
 def stamp_path(step: Step, settings: Settings) -> Path:
@@ -225,9 +249,11 @@ def what_changed(step: Step, settings: Settings, published: dict[str, str] | Non
         if not path.is_file() or path.stat().st_size != output["size"]:
             return f"is incomplete ({path.name})"
     wanted = json.loads(json.dumps(select(settings, step.settings)))
+    defaults = flatten(Settings())
     for name, value in wanted.items():
-        if stamp["settings"].get(name) != value:
-            return f"was made with {name} {stamp['settings'].get(name)}, and the settings now say {value}"
+        made_with = stamp["settings"].get(name, defaults[name])  # what was no setting then was as its default is
+        if made_with != value:
+            return f"was made with {name} {made_with}, and the settings now say {value}"
     for name, value in input_fingerprints(step, settings).items():
         if stamp["inputs"].get(name) != value:
             return f"was made from another {name}"
@@ -268,8 +294,31 @@ def require(step: Step, settings: Settings) -> dict[str, Any]:
     return read_json(stamp_file)
 
 
+def _unfinished(step: Step, settings: Settings, read: dict[str, Any]) -> Path:
+    """The folder for a step's unfinished work, with what is there of the same settings and inputs, else empty."""
+    name = _named((step.stamp,), settings)[0].replace("/", "-").removesuffix(".json")
+    folder = settings.work_folder / ".unfinished" / name
+    made_from = json.loads(json.dumps({"settings": select(settings, step.settings), **read, "versions": versions()}))
+    record = folder / "made_from.json"
+    if record.is_file() and read_json(record) == made_from:
+        print(f"going on where {step.script} was stopped")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(record, made_from)
+    return folder
+
+
+class Figures(dict[str, Any]):
+    """A step's figures by name, and the folder in which it keeps what it has done so far."""
+
+    def __init__(self, unfinished: Path) -> None:
+        super().__init__()
+        self.unfinished = unfinished
+        """It outlives a step that is stopped, until that step is done, or is run with other settings or inputs."""
+
+
 @contextlib.contextmanager
-def making(step: Step, settings: Settings, published: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
+def making(step: Step, settings: Settings, published: dict[str, str] | None = None) -> Iterator[Figures]:
     """Surround the making of a step's outputs: yields a dict to put the step's figures into, and stamps at the end.
 
     The old stamp goes first, so that a step that was cut short counts as not done.
@@ -278,7 +327,7 @@ def making(step: Step, settings: Settings, published: dict[str, str] | None = No
     path = stamp_path(step, settings)
     path.unlink(missing_ok=True)
     started = time.monotonic()
-    figures: dict[str, Any] = {}
+    figures = Figures(_unfinished(step, settings, {"inputs": inputs, "published": published or {}}))
     yield figures
     outputs = {
         name: {"size": (settings.work_folder / name).stat().st_size, "sha256": fingerprint(settings.work_folder / name)}
@@ -297,5 +346,8 @@ def making(step: Step, settings: Settings, published: dict[str, str] | None = No
             "seconds": round(time.monotonic() - started, 2),
         },
     )
+    shutil.rmtree(figures.unfinished)
+    with contextlib.suppress(OSError):  # another step is unfinished too
+        figures.unfinished.parent.rmdir()
     for output in output_paths(step, settings):
         print(f"wrote {output}")

@@ -46,7 +46,18 @@ class Synthetic:
 class Dataset:
     """Where the pairs come from and which of them are kept (step 0)."""
 
-    source: Literal["openclipart", "wikipedia", "tvgraz", "manifest", "synthetic"] = "openclipart"
+    source: Literal[
+        "openclipart",
+        "wikipedia",
+        "tvgraz",
+        "politics",
+        "goodnews",
+        "conceptual_captions",
+        "coco",
+        "flickr30k",
+        "manifest",
+        "synthetic",
+    ] = "openclipart"
     """Reader of the published files."""
     name: str | None = None
     """Name of the dataset; null takes the source's. Names the folder under work/."""
@@ -54,6 +65,10 @@ class Dataset:
     """Folder of the published files. Null is allowed for openclipart (fetched with apt-get) and synthetic (drawn)."""
     manifest: str | None = None
     """File with one's own pairs (source manifest): CSV, TSV, JSONL or Parquet with columns image and text."""
+    min_characters: int | None = None
+    """Shorter texts are rejected (Politics: 501); null keeps them."""
+    karpathy_split: bool | None = None
+    """Sources coco and flickr30k: take Karpathy's splits. Null: where their file lies in root."""
     language: str = "en"
     """Language of the texts, ISO 639-1: decides word and sentence segmentation and stop words."""
     new_splits: bool = False
@@ -106,6 +121,8 @@ class Doc2Vec:
     """Words seen less often in the train texts are ignored."""
     epochs: int = 20
     """Passes over the train texts."""
+    train_on: Literal["texts", "articles"] = "texts"
+    """The pairs' texts, or the whole articles that they come with (source goodnews)."""
     learning_rate: float = 0.025
     """First learning rate, falling linearly."""
     inference_epochs: int | None = None
@@ -360,6 +377,17 @@ class Settings:
 
 # Mistakes
 
+NEEDED_IN_ROOT = {
+    "wikipedia": "texts/, images/ and the .list files",
+    "tvgraz": "a folder for each category",
+    "politics": "complete_db.pickle, train_test_paths.pickle and imgs/",
+    "goodnews": "captioning_dataset.json, img_splits.json and images/",
+    "conceptual_captions": "the two TSVs, train/ and val/",
+    "coco": "annotations/ (or dataset_coco.json) and train2017/ and val2017/",
+    "flickr30k": "the captions (or dataset_flickr30k.json) and the images",
+}
+"""Sources that are read from a folder which the user names, and what they look for in it."""
+
 
 def mistakes(settings: Settings) -> list[str]:
     """What is wrong with the values of `settings`, a sentence each; empty where nothing is."""
@@ -372,6 +400,7 @@ def mistakes(settings: Settings) -> list[str]:
 
     for name in [
         "dataset.max_pixels",
+        "dataset.min_characters",
         "dataset.synthetic.topics",
         "dataset.synthetic.motifs",
         "dataset.synthetic.motifs_per_topic",
@@ -458,10 +487,15 @@ def mistakes(settings: Settings) -> list[str]:
         found.append("loss.structure ground_truth goes with loss.base struc")
     if settings.dataset.source == "manifest" and not settings.dataset.manifest:
         found.append("dataset.source manifest needs dataset.manifest, the file with the pairs")
-    if settings.dataset.source == "tvgraz" and not settings.dataset.root:
-        found.append("dataset.source tvgraz needs dataset.root, the folder with a folder for each category")
-    if settings.dataset.source == "wikipedia" and not settings.dataset.root:
-        found.append("dataset.source wikipedia needs dataset.root, the folder with texts/, images/ and the .list files")
+    for source, files in NEEDED_IN_ROOT.items():
+        if settings.dataset.source == source and not settings.dataset.root:
+            found.append(f"dataset.source {source} needs dataset.root, the folder with {files}")
+    if settings.doc2vec.train_on == "articles" and settings.dataset.source != "goodnews":
+        found.append("doc2vec.train_on articles goes with dataset.source goodnews")
+    if settings.doc2vec.train_on == "articles" and settings.dataset.new_splits:
+        found.append("doc2vec.train_on articles goes with the published splits, not with dataset.new_splits")
+    if settings.dataset.karpathy_split is not None and settings.dataset.source not in ("coco", "flickr30k"):
+        found.append("dataset.karpathy_split goes with dataset.source coco and flickr30k")
     return found
 
 

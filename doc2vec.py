@@ -7,12 +7,14 @@ gensim draws all initial weights from the seed, and calls its `hashfxn` nowhere.
 """
 
 import functools
+import itertools
 import logging
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,15 +24,19 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 from gensim.models import Doc2Vec
-from gensim.models.callbacks import CallbackAny2Vec
 from gensim.models.doc2vec import train_document_dbow, train_document_dm
 from gensim.models.keyedvectors import KeyedVectors
 
+from artifacts import read_json, write_array, write_json, written_whole
 from config import Settings, UserError
 from text import SPECIAL_WORDS, Tokenizer, load_tokenizer, read_vocabulary, to_indices
 
 MAX_WORDS = 10_000
 """gensim reads no more words of a text, in training and in inference."""
+TEXTS_AT_A_TIME = 10_000
+"""Texts whose words are written before they are counted as done."""
+SAVE_EVERY = 300.0
+"""Seconds of training after which its state is kept; at 3.3 million texts that writes 2.6 GB."""
 
 
 def cores() -> int:
@@ -38,50 +44,122 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def text_batches(work: Path, split: str | None = None, size: int = 1000) -> Iterator[list[str]]:
-    """The texts of WORK's pair table (of one split, or all), in its order, up to `size` at a time."""
-    for batch in pq.ParquetFile(work / "pairs.parquet").iter_batches(size, columns=["text", "split"]):
+def text_batches(
+    work: Path, split: str | None = None, size: int = 1000, table: str = "pairs.parquet", skip: int = 0
+) -> Iterator[list[str]]:
+    """The texts of WORK's pair table or articles (of one split, or all), in their order, up to `size` at a time.
+
+    The first `skip` of them are left out.
+    """
+    for batch in pq.ParquetFile(work / table).iter_batches(size, columns=["text", "split"]):
         rows = zip(batch["text"].to_pylist(), batch["split"].to_pylist(), strict=True)
-        yield [text for text, of in rows if split in (None, of)]
+        texts = [text for text, of in rows if split in (None, of)]
+        if len(texts) > skip:
+            yield texts[skip:]
+        skip = max(skip - len(texts), 0)
 
 
 # Training
 
 
-def write_corpus(texts: Iterable[str], tokenizer: Tokenizer, path: Path) -> int:
+def write_corpus(texts: Iterable[str], tokenizer: Tokenizer, path: Path, resume: bool = False) -> int:
     """Write the words of each text as a line for gensim to read, and return the number of lines.
 
     Texts without a word are left out: gensim's readers do not agree on the number of a line behind an empty one.
+    What is written is counted beside `path`; with `resume` a call goes on from the last count of one that was stopped.
     Raises UserError where the file cannot be written.
     """
-    lines = 0
+    counts = path.with_suffix(".json")
+    written = {"texts": 0, "lines": 0, "bytes": 0}
     try:
-        with path.open("w", encoding="utf-8") as corpus:
-            for text in texts:
-                if words := tokenizer.words(text)[:MAX_WORDS]:
-                    corpus.write(" ".join(words) + "\n")
-                    lines += 1
+        if resume and counts.is_file():
+            written = read_json(counts)
+            os.truncate(path, written["bytes"])
+        with path.open("ab" if written["texts"] else "wb") as corpus:
+            rest = itertools.islice(texts, written["texts"], None)
+            while some := list(itertools.islice(rest, TEXTS_AT_A_TIME)):
+                of_texts = (tokenizer.words(text)[:MAX_WORDS] for text in some)
+                lines = [" ".join(words) + "\n" for words in of_texts if words]
+                corpus.write("".join(lines).encode())
+                corpus.flush()
+                written = {
+                    "texts": written["texts"] + len(some),
+                    "lines": written["lines"] + len(lines),
+                    "bytes": corpus.tell(),
+                }
+                write_json(counts, written)
     except OSError as error:
         raise UserError(f"cannot write {path.parent}: {error.strerror}") from error
-    return lines
+    return written["lines"]
 
 
-class _EveryEpoch(CallbackAny2Vec):
-    def __init__(self, call: Callable[[], object]) -> None:
-        self.call = call
-
-    def on_epoch_end(self, model: Doc2Vec) -> None:
-        self.call()
-
-
-def train(corpus: Path, settings: Settings, on_epoch: Callable[[], object] = lambda: None) -> Doc2Vec:
+def train(
+    corpus: Path, settings: Settings, on_epoch: Callable[[], object] = lambda: None, unfinished: Path | None = None
+) -> Doc2Vec:
     """Train Omega on a file of one text a line (Sec. 3.3); `on_epoch` is called after every epoch.
 
+    With the folder `unfinished`, the state of the training is kept in it every SAVE_EVERY seconds, and a training that
+    was stopped goes on from there: on one worker to the same model as if it had never stopped.
     Vectors of the train texts are dropped: whatever reads a text's vector infers it, and they would make the model of
     3.3 million captions 2.6 GB larger. Raises UserError where no word is frequent enough.
     """
     # Several workers find that their shares of the file differ from what gensim expects, and say so every epoch.
     logging.getLogger("gensim").setLevel(logging.ERROR)
+    chosen = settings.doc2vec
+    first = epochs_kept(unfinished) if unfinished else 0
+    model = _kept(unfinished, first) if unfinished and first else _untrained(corpus, settings)
+    for _ in range(first):
+        on_epoch()
+    rates, saved = np.linspace(chosen.learning_rate, model.min_alpha, chosen.epochs + 1), time.monotonic()
+    last_rate = model.min_alpha
+    for epoch in range(first, chosen.epochs):
+        # An epoch a call, for between two of them the training can be kept. The rate falls as in a single call.
+        model.train(
+            corpus_file=str(corpus),
+            total_examples=model.corpus_count,
+            total_words=model.corpus_total_words,
+            epochs=1,
+            start_alpha=float(rates[epoch]),
+            end_alpha=float(rates[epoch + 1]),
+        )
+        model.alpha, model.min_alpha, model.epochs = chosen.learning_rate, last_rate, chosen.epochs
+        if unfinished and epoch + 1 < chosen.epochs and time.monotonic() - saved >= SAVE_EVERY:
+            _keep(model, epoch + 1, unfinished)
+            saved = time.monotonic()
+        on_epoch()
+    model.dv = KeyedVectors(model.vector_size)
+    return model
+
+
+def _keep(model: Doc2Vec, epoch: int, folder: Path) -> None:
+    """Keep a model that is trained for `epoch` epochs: the vectors of its texts apart, for they are large."""
+    vectors, model.dv.vectors = model.dv.vectors, np.empty((0, model.vector_size), np.float32)
+    try:
+        write_array(folder / f"epoch-{epoch}.npy", vectors)
+        with written_whole(folder / f"epoch-{epoch}.model") as beside:
+            model.save(str(beside), sep_limit=sys.maxsize)
+    finally:
+        model.dv.vectors = vectors
+    write_json(folder / "epoch.json", epoch)
+    for path in folder.glob("epoch-*"):
+        if path.stem != f"epoch-{epoch}":
+            path.unlink()
+
+
+def epochs_kept(folder: Path) -> int:
+    """The epochs for which the model kept in `folder` is trained, 0 where none is kept."""
+    return read_json(folder / "epoch.json") if (folder / "epoch.json").is_file() else 0
+
+
+def _kept(folder: Path, epoch: int) -> Doc2Vec:
+    """The model that `_keep` kept in `folder`."""
+    model = load_model(folder / f"epoch-{epoch}.model")
+    model.dv.vectors = np.load(folder / f"epoch-{epoch}.npy")
+    return model
+
+
+def _untrained(corpus: Path, settings: Settings) -> Doc2Vec:
+    """A model that knows its vocabulary; raises UserError where that is empty."""
     chosen = settings.doc2vec
     model = Doc2Vec(
         vector_size=chosen.vector_size,
@@ -104,14 +182,6 @@ def train(corpus: Path, settings: Settings, on_epoch: Callable[[], object] = lam
         )
     model.raw_vocab.clear()
     model.workers = min(model.workers, model.corpus_count)  # a worker without a line of its own would repeat another's
-    model.train(
-        corpus_file=str(corpus),
-        total_examples=model.corpus_count,
-        total_words=model.corpus_total_words,
-        epochs=model.epochs,
-        callbacks=[_EveryEpoch(on_epoch)],
-    )
-    model.dv = KeyedVectors(model.vector_size)
     return model
 
 

@@ -13,6 +13,7 @@ from config import Settings, UserError
 from datasets import FeatureSource, ImageFiles, PixelSource, Prepared
 from models import Backbone, TwoStream, seeded
 from pairs import Images
+from shards import file_of
 
 ImageSource = PixelSource | FeatureSource
 
@@ -41,7 +42,7 @@ def images_digest(images: Images) -> str:
     digest = hashlib.sha256()
     for path in images.paths:
         try:
-            status = (images.root / path).stat()
+            status = file_of(images.root / path).stat()
         except OSError as error:
             raise UserError(f"{images.root / path}: {error.strerror}; run prepare_dataset.py again") from None
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

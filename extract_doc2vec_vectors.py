@@ -7,6 +7,10 @@ and tokens.npy (int32, the words of all texts one after the other) with offsets.
 begins in it). A text without a known word has a zero vector and no tokens; later steps pass over it.
 """
 
+import os
+import time
+from pathlib import Path
+
 import numpy as np
 from tqdm import tqdm
 
@@ -16,16 +20,56 @@ from artifacts import (
     TRAIN_DOC2VEC,
     is_up_to_date,
     making,
+    move_into_place,
+    open_array,
+    read_array,
+    read_json,
     require,
     write_array,
-    written_whole,
+    write_json,
 )
-from config import make_parser, parse_settings, run_script
+from config import Settings, make_parser, parse_settings, run_script
 from doc2vec import cores, embed_batches, text_batches
 from pairs import SPLITS, read_pairs, rows_of_split
 
 TEXTS_WORTH_A_PROCESS = 5000
 """A process takes two seconds to start, and places some 2,000 texts a second."""
+
+
+SAVE_EVERY = 20.0
+"""Seconds after which what is done counts as done, should the step be stopped."""
+
+
+def embed_all(settings: Settings, count: int, processes: int, unfinished: Path) -> None:
+    """Vectors and words of WORK's `count` texts into files in `unfinished`, going on from what is there.
+
+    `vectors.npy` (float32, count x d), `lengths.npy` (int64, count), `tokens.bin` (int32, bare), and in `done.json` how
+    many texts and tokens of these are valid.
+    """
+    done_file, tokens_file = unfinished / "done.json", unfinished / "tokens.bin"
+    resumed = done_file.is_file()
+    done = read_json(done_file) if resumed else {"texts": 0, "tokens": 0}
+    vectors = open_array(unfinished / "vectors.npy", (count, settings.doc2vec.vector_size), np.float32, resumed)
+    lengths = open_array(unfinished / "lengths.npy", (count,), np.int64, resumed)
+    batches = embed_batches(settings, text_batches(settings.work_folder, skip=done["texts"]), processes)
+    saved = time.monotonic()
+    with (
+        tokens_file.open("r+b" if resumed else "wb") as tokens,
+        tqdm(total=count, initial=done["texts"], desc="vectors", unit="text", disable=None) as progress,
+    ):
+        tokens.truncate(done["tokens"] * np.dtype(np.int32).itemsize)
+        tokens.seek(0, os.SEEK_END)
+        for batch in batches:
+            start, end = done["texts"], done["texts"] + len(batch.vectors)
+            vectors[start:end], lengths[start:end] = batch.vectors, batch.lengths
+            batch.tokens.tofile(tokens)
+            done = {"texts": end, "tokens": done["tokens"] + len(batch.tokens)}
+            if end == count or time.monotonic() - saved >= SAVE_EVERY:
+                for part in (vectors, lengths, tokens):
+                    part.flush()
+                write_json(done_file, done)
+                saved = time.monotonic()
+            progress.update(len(batch.vectors))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,28 +83,14 @@ def main(argv: list[str] | None = None) -> None:
     processes = min(cores(), 1 + len(pairs) // TEXTS_WORTH_A_PROCESS)
 
     with making(EXTRACT_DOC2VEC, settings) as figures:
-        tokens = []
-        offsets = np.zeros(len(pairs) + 1, dtype=np.int64)
-        with (
-            written_whole(folder / "vectors.npy") as beside,
-            tqdm(total=len(pairs), desc="vectors", unit="text", disable=None) as progress,
-        ):
-            shape = (len(pairs), settings.doc2vec.vector_size)
-            vectors = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
-            start = 0
-            for batch in embed_batches(settings, text_batches(work), processes):
-                end = start + len(batch.vectors)
-                vectors[start:end] = batch.vectors
-                offsets[start + 1 : end + 1] = batch.lengths
-                tokens.append(batch.tokens)
-                start = end
-                progress.update(len(batch.vectors))
-            vectors.flush()
-        np.cumsum(offsets, out=offsets)
-        write_array(folder / "tokens.npy", np.concatenate(tokens))
+        embed_all(settings, len(pairs), processes, figures.unfinished)
+        tokens = np.fromfile(figures.unfinished / "tokens.bin", np.int32)
+        write_array(folder / "tokens.npy", tokens)
+        lengths = read_array(figures.unfinished / "lengths.npy")
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
         write_array(folder / "offsets.npy", offsets)
+        move_into_place(figures.unfinished / "vectors.npy", folder / "vectors.npy")
 
-        lengths = np.diff(offsets)
         figures["texts"] = len(pairs)
         figures["texts_without_known_word"] = {
             split: int((lengths[rows_of_split(pairs, split)] == 0).sum()) for split in SPLITS

@@ -1,10 +1,12 @@
 """Images from files: any format, mode and size that archives hold, as RGB, or one reason why not.
 
-Used by step 0, which checks every image once, and by the workers that decode images while the model trains.
+A path may lead into a tar shard (shards.py). Used by step 0, which checks every image once, and by the workers that
+decode images while the model trains.
 """
 
 import contextlib
 import functools
+import json
 import os
 import stat
 import warnings
@@ -17,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
+
+from shards import find_member, open_member
 
 # Pillow refuses images from 179 megapixels on, as they may be decompression bombs. Archives do hold such drawings, so
 # `max_pixels` takes the place of that limit: it is looked at before anything is decoded, and the user can set it.
@@ -32,6 +36,8 @@ STRIP = 4_000_000  # pixels turned into RGB at a time: a decoded giant is never 
 SPARE = 3  # before it is resized, an image is shrunk by whole numbers to no less than this many times the wanted size
 GIANT = "giant"
 ONE_AT_A_TIME = 64_000_000  # images from this many pixels on are not decoded side by side: each takes 4 bytes a pixel
+
+IMAGES_AT_A_TIME = 16_384  # images that are checked before they are counted as done
 
 # Where the EXIF orientation says that the camera was turned (the table in the EXIF standard, tag 0x0112).
 UPRIGHT = {
@@ -106,14 +112,15 @@ def check_image(
 def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
     """The image, its header read; whatever goes wrong inside becomes UnreadableImage."""
     try:
-        status = os.stat(path)
+        member = find_member(path)
+        status = os.stat(member.shard if member else path)
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableImage("is no file")
-        if status.st_size == 0:
+        if (member.size if member else status.st_size) == 0:
             raise UnreadableImage("the file is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on oddities that it copes with, one an image
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(open_member(member) if member else path, formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise UnreadableImage(
                         f"{image.width} x {image.height} pixels are more than dataset.max_pixels {max_pixels}"
@@ -158,12 +165,17 @@ def _on_white(image: Image.Image, black: float, white: float) -> Image.Image:
 
 
 def check_images(
-    root: Path, names: Sequence[str], decode: bool = True, max_pixels: int = MAX_PIXELS
+    root: Path,
+    names: Sequence[str],
+    decode: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    checked: Path | None = None,
 ) -> dict[str, UnreadableImage]:
     """Those of the images `names` (paths relative to `root`) that cannot be used, and what is wrong with them.
 
-    All cores decode side by side, but giants one after another, so that memory is bounded by one of them.
-    Raises MemoryError where a process that decodes images was killed.
+    All cores decode side by side, but giants one after another, so that memory is bounded by one of them. What is
+    found is kept in the file `checked` (a JSON list a line), where it is given: a call that was stopped goes on from
+    there. Raises MemoryError where a process that decodes images was killed.
     """
     wrong: dict[str, UnreadableImage] = {}
     check = functools.partial(check_image, decode=decode, max_pixels=max_pixels)
@@ -175,18 +187,29 @@ def check_images(
                     wrong[name] = error
                 bar.update()
         return wrong
+    done, parts = 0, _parts_checked(checked) if checked else []
+    for count, found in parts:
+        wrong |= {name: UnreadableImage(reason, kind) for name, kind, reason in found}
+        done += count
+    bar.update(done - sum(error.kind == GIANT for error in wrong.values()))
     try:
         # spawned, not forked: forking a process that has threads (Arrow's, tqdm's) can deadlock
-        with bar, ProcessPoolExecutor(_cores(), mp_context=get_context("spawn")) as pool:
+        with bar, ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
             small = functools.partial(check, decode_up_to=ONE_AT_A_TIME)
-            for start in range(0, len(names), 65_536):  # a pool takes in all that it is given to map at once
-                some = names[start : start + 65_536]
+            for start in range(done, len(names), IMAGES_AT_A_TIME):  # a pool takes in all it is given to map at once
+                some = names[start : start + IMAGES_AT_A_TIME]
+                found = {}
                 for name, error in zip(
-                    some, pool.map(small, [root / name for name in some], chunksize=32), strict=True
+                    some, pool.map(small, (root / name for name in some), chunksize=32), strict=True
                 ):
                     if error is not None:
-                        wrong[name] = error
+                        found[name] = error
                     bar.update(error is None or error.kind != GIANT)
+                wrong |= found
+                if checked:
+                    line = [len(some), [[name, error.kind, str(error)] for name, error in found.items()]]
+                    with checked.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
             for name in [name for name, error in wrong.items() if error.kind == GIANT]:
                 if error := pool.submit(check, root / name).result():
                     wrong[name] = error
@@ -198,6 +221,17 @@ def check_images(
     return wrong
 
 
-def _cores() -> int:
+def _parts_checked(path: Path) -> list[tuple[int, list[tuple[str, str, str]]]]:
+    """The parts of the images that a call before this one has checked; what it was writing when it was stopped goes."""
+    parts = []
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        path.write_text("".join(whole), encoding="utf-8")
+        parts = [json.loads(line) for line in whole]
+    return parts
+
+
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,8 +8,10 @@ distances.npy (float32, rows x k, inf where there is none). Left out are the pai
 whose text has the same words.
 """
 
+import hashlib
 import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +24,16 @@ from artifacts import (
     TRAIN_DOC2VEC,
     is_up_to_date,
     making,
+    open_array,
     output_paths,
     read_array,
     require,
     write_array,
+    written_whole,
 )
 from config import Settings, UserError, make_parser, parse_settings, run_script
 from neighbors import Found, category_share, find_neighbors
-from pairs import distinct, read_pairs, rows_of_split
+from pairs import distinct, numbered, read_pairs, rows_of_split
 
 TEXTS_SHOWN, NEIGHBORS_SHOWN = 3, 10
 
@@ -43,9 +47,9 @@ def vectors_of_space(settings: Settings) -> np.ndarray:
 
 def same_words(tokens: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """A number for each of `rows` (int64), equal where two texts are the same sequence of words."""
-    numbers: dict[bytes, int] = {}
-    texts = (tokens[offsets[row] : offsets[row + 1]].tobytes() for row in rows)
-    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+    digests = (hashlib.blake2b(tokens[offsets[row] : offsets[row + 1]], digest_size=16).digest() for row in rows)
+    keys = np.frombuffer(b"".join(digests), np.dtype([("high", np.uint64), ("low", np.uint64)]))
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
 def shorten(text: str, columns: int) -> str:
@@ -69,6 +73,14 @@ def show_texts(texts: pa.ChunkedArray, rows: np.ndarray, found: Found, seed: int
     print()
 
 
+def rows_of(vectors: np.ndarray, rows: np.ndarray, unfinished: Path) -> np.ndarray:
+    """`rows` of a memory-mapped matrix, memory-mapped too."""
+    some = open_array(unfinished / "train.npy", (len(rows), vectors.shape[1]), np.float32)
+    for start in range(0, len(rows), 10_000):
+        some[start : start + 10_000] = vectors[rows[start : start + 10_000]]
+    return some
+
+
 def main(argv: list[str] | None = None) -> None:
     settings, _, _ = parse_settings(make_parser(__doc__), argv)
     require(PREPARE, settings)
@@ -78,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     work, k = settings.work_folder, settings.neighbors.k
     all_vectors = vectors_of_space(settings)
-    pairs = read_pairs(work, ["image_id", "text", "category", "split"])
+    pairs = read_pairs(work, ["image_id", "category", "split"])
     tokens, offsets = read_array(work / "doc2vec" / "tokens.npy"), read_array(work / "doc2vec" / "offsets.npy")
 
     train = rows_of_split(pairs, "train")
@@ -87,11 +99,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{work} has {len(rows)} train texts with a known word, and neighbors take two; get more pairs")
     if k >= len(rows):
         print(f"neighbors.k is {k} and there are {len(rows)} train texts: the table is filled up with -1")
-    groups = (distinct(pairs["image_id"])[0][rows], same_words(tokens, offsets, rows))
+    groups = (numbered(pairs["image_id"])[rows], same_words(tokens, offsets, rows))
 
     with making(FIND_NEIGHBORS, settings) as figures:
+        vectors = rows_of(all_vectors, rows, figures.unfinished)
         found, how = find_neighbors(
-            all_vectors[rows], groups, settings.neighbors, settings.seed, settings.deterministic
+            vectors, groups, settings.neighbors, settings.seed, settings.deterministic, figures.unfinished
         )
         figures.update(rows=len(rows), train_pairs=len(train), **how)
         if how["method"] == "exact":
@@ -108,11 +121,16 @@ def main(argv: list[str] | None = None) -> None:
         if np.isfinite(share):
             figures.update(category_share=round(share, 4), category_chance=round(chance, 4))
             print(f"{share:.3f} of the {min(k, 20)} nearest texts have the text's category; by chance {chance:.3f}")
-        show_texts(pairs["text"], rows, found, settings.seed)
+        show_texts(read_pairs(work, ["text"])["text"], rows, found, settings.seed)
 
         rows_path, indices_path, distances_path = output_paths(FIND_NEIGHBORS, settings)
         write_array(rows_path, rows.astype(np.int32))
-        write_array(indices_path, np.where(found.positions >= 0, rows[found.positions], -1).astype(np.int32))
+        with written_whole(indices_path) as beside:
+            indices = open_array(beside, found.positions.shape, np.int32)
+            for start in range(0, len(rows), 10_000):
+                positions = found.positions[start : start + 10_000]
+                indices[start : start + 10_000] = np.where(positions >= 0, rows[positions], -1)
+            indices.flush()
         write_array(distances_path, found.distances)
 
 

@@ -5,14 +5,24 @@ Broder, "On the resemblance and containment of documents" (1997); banding as in 
 which estimates the Jaccard similarity of two texts' 3-grams with a standard error of at most 0.044.
 """
 
+import functools
+import itertools
 import re
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasketch import MinHash
 from tqdm import tqdm
 
+from artifacts import open_array, read_json, write_json
+from images import cores
+
+TEXTS_AT_A_TIME = 5_000  # to a process
 PERMUTATIONS = 128
 WITHOUT_SPACES = ("zh", "ja", "th", "lo", "km", "my")  # languages whose words no spaces part
 
@@ -31,18 +41,55 @@ def shingles(text: str, language: str = "en") -> set[str]:
     return {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))} if words else set()
 
 
-def signatures(texts: Iterable[str], count: int, language: str = "en") -> tuple[np.ndarray, np.ndarray]:
+def signatures(
+    texts: Iterable[str], count: int, language: str = "en", unfinished: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """MinHash signatures of `count` texts, uint16 (count, PERMUTATIONS), and which texts have a word, bool (count,).
 
-    Only the low 16 bits of each value are kept: two that differ agree in them once in 65,536 times, and millions of
-    signatures fit into memory.
+    Only the low 16 bits of each value are kept: two that differ agree in them once in 65,536 times. With the folder
+    `unfinished` both lie in it, memory-mapped, and a call that was stopped goes on from there.
     """
+    done = 0
+    if unfinished:
+        done_file = unfinished / "signatures.json"
+        done = read_json(done_file) if done_file.is_file() else 0
+        values = open_array(unfinished / "signatures.npy", (count, PERMUTATIONS), np.uint16, done > 0)
+        has_words = open_array(unfinished / "has_words.npy", (count,), bool, done > 0)
+    else:
+        values, has_words = np.zeros((count, PERMUTATIONS), np.uint16), np.zeros(count, bool)
+    texts = itertools.islice(texts, done, None)
+    parts = iter(lambda: list(itertools.islice(texts, TEXTS_AT_A_TIME)), [])
+    bar = tqdm(total=count, initial=done, desc="near-duplicate texts: signatures", unit="text", disable=None)
+    with bar, ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
+        sign = functools.partial(_sign, language=language)
+        for of_part in _in_order(pool, sign, parts) if count > 2 * TEXTS_AT_A_TIME else map(sign, parts):
+            end = done + len(of_part[0])
+            values[done:end], has_words[done:end] = of_part
+            done = end
+            if unfinished:
+                values.flush()
+                has_words.flush()
+                write_json(done_file, done)
+            bar.update(len(of_part[0]))
+    return values, has_words
+
+
+def _in_order(pool: ProcessPoolExecutor, sign: Callable, parts: Iterable[list[str]]) -> Iterator[Any]:
+    """What `sign` makes of each part, in order; few parts wait, where `pool.map` would take them all in at once."""
+    waiting: deque = deque()
+    for part in parts:
+        waiting.append(pool.submit(sign, part))
+        if len(waiting) > 2 * cores():
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _sign(texts: list[str], language: str) -> tuple[np.ndarray, np.ndarray]:
     # The scheme is named because it fixes the signatures: a newer library must not find other duplicates.
     minhash = MinHash(PERMUTATIONS, scheme="affine32")
-    values = np.zeros((count, PERMUTATIONS), np.uint16)
-    has_words = np.zeros(count, bool)
-    bar = tqdm(texts, desc="near-duplicate texts: signatures", total=count, unit="text", disable=None)
-    for row, text in enumerate(bar):
+    values, has_words = np.zeros((len(texts), PERMUTATIONS), np.uint16), np.zeros(len(texts), bool)
+    for row, text in enumerate(texts):
         if found := shingles(text, language):
             minhash.clear()
             minhash.update_batch([shingle.encode() for shingle in found])
@@ -65,51 +112,68 @@ def near_duplicates(
     protected: np.ndarray,
     threshold: float,
     language: str = "en",
+    unfinished: Path | None = None,
 ) -> dict[int, int]:
     """Which texts to leave out, each with the text it nearly repeats, which is kept; both are positions in `texts`.
 
     The earlier of two stays, but `protected` texts (bool) stay whatever comes before them, and what repeats them goes.
     Texts of the same image (equal numbers in `images`, one a text) are no duplicates of each other. A text without a
-    word repeats nothing.
+    word repeats nothing. `unfinished` as for `signatures`.
     """
-    values, has_words = signatures(texts, len(images), language)
-    meetings = _meetings(values, has_words, rows_per_band(threshold))
+    values, has_words = signatures(texts, len(images), language, unfinished)
+    rows, starts, row_of, bucket_of = _meetings(values, has_words, rows_per_band(threshold))
     repeats: dict[int, int] = {}
-    kept: defaultdict[int, list[int]] = defaultdict(list)  # by bucket: texts that stay
-    order = sorted(meetings, key=lambda row: (not protected[row], row))
-    for row in tqdm(order, desc="near-duplicate texts: comparing", unit="text", disable=None):
-        buckets = meetings[row]
+    # By bucket, the texts that stay, as linked lists of meetings: the last one, and of each meeting the one before.
+    last = np.full(int(bucket_of.max(initial=-1)) + 1, -1, np.int64)
+    before = np.full(len(bucket_of), -1, np.int64)
+    order = np.argsort(~protected[rows], kind="stable")
+    for number in tqdm(order.tolist(), desc="near-duplicate texts: comparing", unit="text", disable=None):
+        row, meetings = int(rows[number]), range(starts[number], starts[number + 1])
         if not protected[row]:
-            others = np.unique([other for bucket in buckets for other in kept[bucket]]).astype(np.int64)
-            others = others[images[others] != images[row]]
-            similarity = (values[others] == values[row]).mean(axis=1)
-            near = others[similarity >= threshold]
+            others = set()
+            for meeting in meetings:
+                other = last[bucket_of[meeting]]
+                while other >= 0:
+                    others.add(row_of[other])
+                    other = before[other]
+            near = np.array(sorted(others), np.int64)
+            near = near[images[near] != images[row]]
+            near = near[(values[near] == values[row]).mean(axis=1) >= threshold]
             if len(near):
                 repeats[row] = int(near[0])
                 continue
-        for bucket in buckets:
-            kept[bucket].append(row)
+        for meeting in meetings:
+            bucket = bucket_of[meeting]
+            before[meeting], last[bucket] = last[bucket], meeting
     return repeats
 
 
-def _meetings(values: np.ndarray, has_words: np.ndarray, rows: int) -> dict[int, list[int]]:
-    """The buckets in which a text meets others, for every text that meets one.
+def _meetings(
+    values: np.ndarray, has_words: np.ndarray, rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The buckets in which texts meet others.
 
     `values` (texts, PERMUTATIONS) are cut into bands of `rows` values; texts that agree in a band share a bucket.
     Buckets are numbered; those with a single text, nearly all, are never built, so that millions of texts fit.
+    Returns the T texts that meet one, ascending; where the meetings of each begin (T + 1,); and of each meeting its
+    text and its bucket.
     """
     candidates = np.flatnonzero(has_words)
-    found: defaultdict[int, list[int]] = defaultdict(list)
-    buckets = 0
-    for start in range(0, PERMUTATIONS - rows + 1, rows):
+    members, numbers, buckets = [], [], 0
+    bands = range(0, PERMUTATIONS - rows + 1, rows)
+    for start in tqdm(bands, desc="near-duplicate texts: bands", unit="band", disable=None):
         keys = np.zeros(len(candidates), np.uint64)
         for column in range(start, start + rows):
             keys += values[candidates, column] * _MULTIPLIERS[column]  # wraps around, as a hash may
         order = np.argsort(keys, kind="stable")
         starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
         lengths = np.diff(starts, append=len(order))
-        for begin, length in zip(starts[lengths > 1], lengths[lengths > 1], strict=True):
-            for row in candidates[order[begin : begin + length]].tolist():
-                found[row].append(buckets)
-            buckets += 1
-    return found
+        shared = np.repeat(lengths > 1, lengths)
+        members.append(candidates[order[shared]].astype(np.int32))
+        numbers.append(buckets + np.repeat(np.arange((lengths > 1).sum(), dtype=np.int32), lengths[lengths > 1]))
+        buckets += int((lengths > 1).sum())
+    row_of, bucket_of = np.concatenate(members), np.concatenate(numbers)
+    order = np.argsort(row_of, kind="stable")
+    row_of, bucket_of = row_of[order], bucket_of[order]
+    texts, counts = np.unique(row_of, return_counts=True)
+    return texts, np.concatenate([[0], np.cumsum(counts)]), row_of, bucket_of

@@ -1,5 +1,6 @@
 """The pair table, `pairs.parquet`: one row an image-text pair; a row's number is the pair's number everywhere else."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,20 @@ def write_pairs(path: Path, batches: Iterable[pa.RecordBatch], root: Path) -> No
             writer.write_batch(batch.replace_schema_metadata(schema.metadata))
 
 
-def read_pairs(work: Path, columns: list[str] | None = None) -> pa.Table:
+def write_articles(path: Path, texts: Iterable[str], batch: int = 1000) -> int:
+    """Write articles of the train split, whole, as a table with `text` and `split`; returns their number."""
+    schema = pa.schema([field for field in SCHEMA if field.name in ("text", "split")])
+    texts, count = iter(texts), 0
+    with written_whole(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+        while some := list(itertools.islice(texts, batch)):
+            writer.write_batch(pa.record_batch([some, ["train"] * len(some)], schema))
+            count += len(some)
+    return count
+
+
+def read_pairs(work: Path, columns: list[str] | None = None, table: str = "pairs.parquet") -> pa.Table:
     """Columns of WORK's pair table (all of them by default); raises UserError where it is missing or broken."""
-    path = work / "pairs.parquet"
+    path = work / table
     try:
         return pq.read_table(path, columns=columns)
     except FileNotFoundError:
@@ -77,3 +89,8 @@ def distinct(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """A column of strings as numbers (int64, one a row) into the list of its distinct values, as they first appear."""
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def numbered(column: pa.ChunkedArray) -> np.ndarray:
+    """The numbers of `distinct` alone: millions of values are never Python's objects."""
+    return column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)

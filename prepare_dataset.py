@@ -1,10 +1,11 @@
 """Step 0: turn a dataset as its owners publish it into the table of image-text pairs that all other steps read.
 
-    python prepare_dataset.py [--config FILE.yaml] [--dataset.source openclipart|wikipedia|manifest|synthetic] ...
+    python prepare_dataset.py [--config FILE.yaml] [--dataset.source openclipart|coco|manifest|...] ...
 
 In: the published files (dataset.source says in which layout, dataset.root where; see sources.py).
 Out: WORK/pairs.parquet, one row a pair with its split, in the published order; WORK/rejected.jsonl, every published
-row that was left out and why; WORK/prepare_dataset.json with the counts. Left out are rows that are broken or whose
+row that was left out and why; WORK/articles.parquet where the dataset has articles beside the pairs' texts;
+WORK/prepare_dataset.json with the counts. Left out are rows that are broken or whose
 image is missing or unreadable, repeated rows, and, where no splits are published, texts that nearly repeat another one.
 """
 
@@ -24,7 +25,7 @@ from artifacts import PREPARE, is_up_to_date, making, written_whole
 from config import Settings, UserError, make_parser, parse_settings, run_script
 from images import check_images
 from near_duplicates import near_duplicates
-from pairs import SCHEMA, SPLITS, distinct, write_pairs
+from pairs import SCHEMA, SPLITS, distinct, numbered, write_articles, write_pairs
 from sources import SOURCES, Row
 
 # The published table: all rows, those to be rejected included, so that a row's position says which one it was.
@@ -50,16 +51,16 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     with making(PREPARE, settings, fingerprints) as figures:
-        table, rejected = read_table(published.rows())
+        table, rejected = read_table(published.rows(), dataset.min_characters or 0)
         if dataset.new_splits:
             none = pa.nulls(len(table), pa.string())
             table = table.set_column(table.column_names.index("split"), "split", none)
-        rejected |= unusable_images(table, rejected, published.root, settings)
+        rejected |= unusable_images(table, rejected, published.root, settings, figures.unfinished)
         rejected |= conflicting_images(table, rejected)
         rejected |= repeated_rows(table, rejected)
         has_splits = bool(is_in_split(table, SPLITS)[remaining(table, rejected)].any())
         if dataset.near_duplicates or (dataset.near_duplicates is None and not has_splits):
-            rejected |= near_duplicate_texts(table, rejected, dataset.near_duplicate_threshold, dataset.language)
+            rejected |= near_duplicate_texts(table, rejected, settings, figures.unfinished)
         write_rejected(work / "rejected.jsonl", table, rejected)
 
         kept = table.filter(pa.array(remaining(table, rejected)))
@@ -74,13 +75,22 @@ def main(argv: list[str] | None = None) -> None:
         print(as_text(figures), flush=True)
         demand_all_splits(figures, work / "rejected.jsonl")
         write_pairs(work / "pairs.parquet", with_splits(kept, splits), published.root)
+        if published.articles:
+            articles = tqdm(published.articles(), desc="articles", unit="article", disable=None)
+            figures["articles"] = write_articles(work / "articles.parquet", articles)
+            print(f"{figures['articles']:,} articles of train to train Doc2Vec on (doc2vec.train_on articles)")
 
 
 # Reading
 
 
-def read_table(rows: Iterable[Row], chunk: int = 20_000) -> tuple[pa.Table, dict[int, Rejection]]:
-    """All published rows as a table (PUBLISHED), and by position those that the reader rejects or that have no text."""
+def read_table(
+    rows: Iterable[Row], min_characters: int = 0, chunk: int = 20_000
+) -> tuple[pa.Table, dict[int, Rejection]]:
+    """All published rows as a table (PUBLISHED), and by position those that the reader rejects or that have no text.
+
+    A text of fewer than `min_characters` is rejected too.
+    """
     rejected: dict[int, Rejection] = {}
     batches = []
     waiting: list[tuple[str | None, ...]] = []
@@ -96,6 +106,8 @@ def read_table(rows: Iterable[Row], chunk: int = 20_000) -> tuple[pa.Table, dict
             rejected[position] = Rejection(*row.rejected)
         elif not values[2]:
             rejected[position] = Rejection("empty text", "")
+        elif len(values[2]) < min_characters:
+            rejected[position] = Rejection("short text", f"{len(values[2])} characters of {min_characters}")
         if not all(value is None or value.isascii() or _is_unicode(value) for value in values):
             rejected.setdefault(position, Rejection("bad row", "is not UTF-8"))
             values = tuple(value and value.encode(errors="replace").decode() for value in values)
@@ -126,14 +138,17 @@ def remaining(table: pa.Table, rejected: dict[int, Rejection]) -> np.ndarray:
 
 
 def unusable_images(
-    table: pa.Table, rejected: dict[int, Rejection], root: Path, settings: Settings
+    table: pa.Table, rejected: dict[int, Rejection], root: Path, settings: Settings, unfinished: Path
 ) -> dict[int, Rejection]:
-    """Rows whose image is missing or cannot be read. Each image is looked at once, whatever the number of its rows."""
+    """Rows whose image is missing or cannot be read. Each image is looked at once, whatever the number of its rows.
+
+    What was found of which images is kept in the folder `unfinished`.
+    """
     left = remaining(table, rejected)
     names = pc.unique(table["image_path"].filter(pa.array(left))).to_pylist()
     decode = settings.dataset.check_images == "decode"
     try:
-        wrong = check_images(root, names, decode, settings.dataset.max_pixels)
+        wrong = check_images(root, names, decode, settings.dataset.max_pixels, unfinished / "images.jsonl")
     except MemoryError as error:
         raise UserError(f"not enough memory to check the images ({error}); lower dataset.max_pixels") from None
     affected = pc.is_in(table["image_path"], pa.array(list(wrong), pa.string())).to_numpy(zero_copy_only=False) & left
@@ -157,7 +172,7 @@ def conflicting_images(table: pa.Table, rejected: dict[int, Rejection]) -> dict[
     images, image_ids = distinct(some["image_id"])
     found: dict[int, Rejection] = {}
 
-    paths, _ = distinct(some["image_path"])
+    paths = numbered(some["image_path"])
     for these, those, kind in (
         (images, paths, "image_id of another image"),
         (paths, images, "image of another image_id"),
@@ -190,28 +205,30 @@ def conflicting_images(table: pa.Table, rejected: dict[int, Rejection]) -> dict[
 
 def repeated_rows(table: pa.Table, rejected: dict[int, Rejection]) -> dict[int, Rejection]:
     """Rows with the image and the text of an earlier row; those of a published val or test split stay as they are."""
-    images, _ = distinct(table["image_id"])
+    images = numbered(table["image_id"])
     left = remaining(table, rejected)
     several = np.bincount(images[left], minlength=len(images)) > 1  # by image
     held_out = is_in_split(table, ("val", "test"))
     found: dict[int, Rejection] = {}
-    seen: dict[tuple[int, str], str] = {}
-    for row, text, label in _of_rows(table, np.flatnonzero(left & several[images]), "text", "label"):
-        kept = seen.setdefault((images[row], text), label)
-        if kept != label and not held_out[row]:
-            found[row] = Rejection("duplicate", f"of {kept}")
+    seen: dict[tuple[int, bytes], int] = {}  # digests in place of texts: those of COCO would take a gigabyte
+    for row, text in _of_rows(table, np.flatnonzero(left & several[images]), "text"):
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        kept = seen.setdefault((int(images[row]), digest), row)
+        if kept != row and not held_out[row]:
+            found[row] = Rejection("duplicate", f"of {table['label'][kept].as_py()}")
     return found
 
 
 def near_duplicate_texts(
-    table: pa.Table, rejected: dict[int, Rejection], threshold: float, language: str
+    table: pa.Table, rejected: dict[int, Rejection], settings: Settings, unfinished: Path
 ) -> dict[int, Rejection]:
     """Rows whose text nearly repeats an earlier one's, or one's in a published val or test split, which stay."""
     rows = np.flatnonzero(remaining(table, rejected))
-    images, _ = distinct(table["image_id"])
+    images = numbered(table["image_id"])
     held_out = is_in_split(table, ("val", "test"))
     texts = (text for _, text in _of_rows(table, rows, "text"))
-    repeats = near_duplicates(texts, images[rows], held_out[rows], threshold, language)
+    threshold, language = settings.dataset.near_duplicate_threshold, settings.dataset.language
+    repeats = near_duplicates(texts, images[rows], held_out[rows], threshold, language, unfinished)
     labels = table["label"].take(rows[list(repeats.values())]).to_pylist()
     return {
         int(rows[row]): Rejection("near-duplicate", f"of {label}") for row, label in zip(repeats, labels, strict=True)
@@ -224,11 +241,13 @@ def is_in_split(table: pa.Table, splits: tuple[str, ...]) -> np.ndarray:
 
 
 def _of_rows(table: pa.Table, rows: np.ndarray, *columns: str) -> Iterator[tuple]:
-    """The numbers in `rows`, each with that row's values in `columns`, a few thousand at a time."""
-    for start in range(0, len(rows), 10_000):
-        some = rows[start : start + 10_000]
-        values = table.select(columns).take(some)
+    """The numbers in `rows` (ascending), each with that row's values in `columns`, a few thousand at a time."""
+    first = 0
+    for batch in table.select(columns).to_batches(max_chunksize=10_000):
+        some = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(batch))]
+        values = batch.take(pa.array(some - first))
         yield from zip(some.tolist(), *(values[name].to_pylist() for name in columns), strict=True)
+        first += len(batch)
 
 
 def write_rejected(path: Path, table: pa.Table, rejected: dict[int, Rejection]) -> None:

@@ -32,6 +32,7 @@ from artifacts import read_json, write_json, write_text
 from config import Settings, UserError, make_parser, parse_settings, run_script, without
 from pairs import distinct, read_pairs, rows_of_split
 from runs import read_run
+from sources import openclipart
 from tables import OF_THE_PAPER, TABLES, Method
 
 
@@ -50,6 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     out = arguments.out or Path("results") / settings.work_folder.name
     own = {"--tables": len(arguments.tables), "--methods": len(arguments.methods or ())}
     shared = without(argv, {"--seeds": 1, "--out": 1, "--seed": 1, "--work": 1, **own})
+
+    if settings.dataset.source == "openclipart" and not settings.dataset.root:
+        shared += ["--dataset.root", str(openclipart(settings).root)]  # fetched once, for all seeds
 
     wanted = [TABLES[number] for number in arguments.tables]
     methods = list(dict.fromkeys(method for table in wanted for group in table.groups for method in group))

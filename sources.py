@@ -7,7 +7,6 @@ a generator of rows. A new dataset is one more such function in SOURCES; nothing
 import codecs
 import csv
 import functools
-import hashlib
 import html
 import itertools
 import json
@@ -25,77 +24,14 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 import synthetic
-from artifacts import fingerprint
+from coco_flickr import coco, flickr30k
+from conceptual_captions import conceptual_captions
 from config import Settings, UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image-text pair as published, or a line of the published lists that is none."""
-
-    label: str
-    """Where it stands in the published files, as a user would look it up."""
-    image: str = ""
-    """Path of the image, relative to the root."""
-    text: str = ""
-    image_id: str | None = None
-    """What the pairs of one image share; None takes the path."""
-    category: str | None = None
-    split: str | None = None
-    """train, val or test where the dataset publishes its splits (then in every row), else None."""
-    rejected: tuple[str, str] | None = None
-    """Kind and detail of why the row cannot be used."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """A dataset as it lies on disk."""
-
-    root: Path
-    """The folder that image paths are relative to."""
-    rows: Callable[[], Iterator[Row]]
-    """Reads the rows, in the published order."""
-    lists: tuple[Path, ...]
-    """Files that say what there is, watched by their content."""
-    files: Callable[[], Iterable[Path | str]]
-    """All other files (paths relative to the root), watched by size and time."""
-
-    def fingerprints(self) -> dict[str, str]:
-        """What changes when the published files do: a digest of each of `lists`, and one of `files` together."""
-        digest = hashlib.sha256()
-        for name in tqdm(self.files(), desc="looking for changes", unit="file", disable=None, delay=1):
-            try:
-                status = os.stat(self.root / name)
-                seen = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
-            except (OSError, ValueError):
-                seen = f"{name}\0missing\n"
-            digest.update(seen.encode(errors="surrogatepass"))
-        try:
-            return {str(path): fingerprint(path) for path in self.lists} | {"images and texts": digest.hexdigest()}
-        except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
-
-
-def _given_root(settings: Settings) -> Path:
-    """dataset.root, which has to be a folder."""
-    source, root = settings.dataset.source, settings.dataset.root
-    if root is None:
-        raise UserError(f"the source {source} needs dataset.root, the folder of the published files")
-    if not Path(root).is_dir():
-        raise UserError(f"dataset.root {root} is no folder; name the one that holds the published files of {source}")
-    return Path(root)
-
-
-def _files_below(root: Path, *folders: str) -> Iterator[str]:
-    """Paths (relative to `root`) of all files in `folders` and below, sorted."""
-    for folder in folders:
-        for place, below, names in os.walk(root / folder):
-            below.sort()
-            for name in sorted(names):
-                yield os.path.relpath(os.path.join(place, name), root)
+from goodnews import goodnews
+from politics import politics
+from published import Published, Row, files_below, given_root, outside
 
 
 def _unescaped(text: str) -> str:
@@ -137,7 +73,7 @@ def openclipart(settings: Settings) -> Published:
     packages (150 MB) into WORK/published. Raises UserError where there is neither.
     """
     given = settings.dataset.root
-    top = _given_root(settings) if given else settings.work_folder / "published" / "openclipart"
+    top = given_root(settings) if given else settings.work_folder / "published" / "openclipart"
     if not given and not top.is_dir():
         _fetch_debian_packages(PACKAGES, top)
     root = top / "usr" / "share" / "openclipart" if (top / "usr").is_dir() else top
@@ -146,7 +82,7 @@ def openclipart(settings: Settings) -> Published:
             f"{top} holds no folders png and svg; dataset.root must hold them, or be where {' and '.join(PACKAGES)} "
             "were unpacked with `dpkg -x`"
         )
-    return Published(root, lambda: read_openclipart(root), (), lambda: _files_below(root, "png", "svg"))
+    return Published(root, lambda: read_openclipart(root), (), lambda: files_below(root, "png", "svg"))
 
 
 def _fetch_debian_packages(packages: tuple[str, ...], folder: Path) -> None:
@@ -186,7 +122,7 @@ def read_openclipart(root: Path) -> Iterator[Row]:
     """
     real_root = root.resolve()
     drawings: list[tuple[str, Path, _Metadata | None]] = []
-    for name in _files_below(root, "png"):
+    for name in files_below(root, "png"):
         if name.endswith(".png"):
             svg = root / "svg" / Path(name).relative_to("png").with_suffix(".svg")
             drawings.append((name, svg, _read_rdf(svg)))
@@ -288,7 +224,7 @@ def wikipedia(settings: Settings) -> Published:
     number of the category), `categories.list` (their names in order), `texts/NAME.xml` or `texts/NAME.txt`, and
     `images/CATEGORY/NAME.jpg`. Raises UserError where one of these is missing.
     """
-    root = _given_root(settings)
+    root = given_root(settings)
     lists = tuple(root / name for name in (*LISTS.values(), "categories.list"))
     for path in lists:
         if not path.is_file():
@@ -296,7 +232,7 @@ def wikipedia(settings: Settings) -> Published:
     for folder in ("texts", "images"):
         if not (root / folder).is_dir():
             raise UserError(f"{root / folder} is not there; dataset.root must hold the folders texts and images")
-    return Published(root, lambda: read_wikipedia(root), lists, lambda: _files_below(root, "texts", "images"))
+    return Published(root, lambda: read_wikipedia(root), lists, lambda: files_below(root, "texts", "images"))
 
 
 def read_wikipedia(root: Path) -> Iterator[Row]:
@@ -347,11 +283,11 @@ def tvgraz(settings: Settings) -> Published:
 
     Raises UserError where there is no folder of a category.
     """
-    root = _given_root(settings)
+    root = given_root(settings)
     categories = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not categories:
         raise UserError(f"dataset.root {root} holds no folders; it must hold one for each category of TVGraz")
-    return Published(root, lambda: read_tvgraz(root, categories), (), lambda: _files_below(root, *categories))
+    return Published(root, lambda: read_tvgraz(root, categories), (), lambda: files_below(root, *categories))
 
 
 def read_tvgraz(root: Path, categories: Iterable[str]) -> Iterator[Row]:
@@ -359,7 +295,7 @@ def read_tvgraz(root: Path, categories: Iterable[str]) -> Iterator[Row]:
     for category in categories:
         images: defaultdict[str, list[str]] = defaultdict(list)
         texts: defaultdict[str, list[str]] = defaultdict(list)
-        for name in _files_below(root, category):
+        for name in files_below(root, category):
             suffix, stem = Path(name).suffix.lower(), Path(name).stem.strip()
             if suffix in TVGRAZ_IMAGES:
                 images[stem].append(name)
@@ -457,7 +393,7 @@ def manifest(settings: Settings) -> Published:
     name = settings.dataset.manifest
     if name is None:
         raise UserError("the source manifest needs dataset.manifest, a CSV, TSV, JSONL or Parquet file of pairs")
-    root = _given_root(settings) if settings.dataset.root else None
+    root = given_root(settings) if settings.dataset.root else None
     path = Path(name) if Path(name).is_file() or root is None else root / name
     if not path.is_file():
         raise UserError(f"dataset.manifest {name} is not there" + (f", nor is {path}" if str(path) != name else ""))
@@ -505,7 +441,7 @@ def read_manifest(path: Path, root: Path) -> Iterator[Row]:
         )
         if not image:
             yield replace(row, rejected=("bad row", "image is empty"))
-        elif why := _outside(root, row.image):
+        elif why := outside(root, row.image):
             yield replace(row, rejected=("outside the root", why))
         else:
             yield row
@@ -516,27 +452,6 @@ def _as_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _outside(root: Path, image: str) -> str | None:
-    """Why `image` does not lie below `root`, None where it does."""
-    if image.startswith("/"):
-        return f"{image} is an absolute path; paths are relative to {root}"
-    if ".." in image.split("/"):
-        return f"{image} may lead out of {root}"
-    path = root / image
-    try:
-        inside = _resolved(path.parent).is_relative_to(_resolved(root))
-        if inside and path.is_symlink():
-            inside = path.resolve().is_relative_to(_resolved(root))
-    except (OSError, ValueError, RuntimeError) as error:
-        return f"{image}: {error}"
-    return None if inside else f"{image} is a link that leads out of {root}"
-
-
-@functools.lru_cache(maxsize=4096)
-def _resolved(folder: Path) -> Path:
-    return folder.resolve()
 
 
 def _open_text(path: Path) -> TextIO:
@@ -636,6 +551,11 @@ SOURCES: dict[str, Callable[[Settings], Published]] = {
     "openclipart": openclipart,
     "wikipedia": wikipedia,
     "tvgraz": tvgraz,
+    "politics": politics,
+    "goodnews": goodnews,
+    "conceptual_captions": conceptual_captions,
+    "coco": coco,
+    "flickr30k": flickr30k,
     "manifest": manifest,
     "synthetic": made_up,
 }

@@ -2,15 +2,13 @@
 
     python train_doc2vec.py [--config FILE.yaml] [--doc2vec.epochs 50] ...
 
-Reads pairs.parquet in WORK. Writes into WORK/doc2vec the sentence splitter's parameters (punkt.json), gensim's model
-(model), the vocabulary in index order (vocabulary.txt) and word vectors aligned with it (word_vectors.npy), from which
-step 4 starts its text encoder.
+Reads pairs.parquet, or articles.parquet, in WORK. Writes into WORK/doc2vec the sentence splitter's parameters
+(punkt.json), gensim's model (model), the vocabulary in index order (vocabulary.txt) and word vectors aligned with it
+(word_vectors.npy), from which step 4 starts its text encoder.
 """
 
 import itertools
-import tempfile
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -26,7 +24,7 @@ from artifacts import (
     written_whole,
 )
 from config import UserError, make_parser, parse_settings, run_script
-from doc2vec import save_model, start_word_vectors, text_batches, train, write_corpus
+from doc2vec import epochs_kept, save_model, start_word_vectors, text_batches, train, write_corpus
 from pairs import read_pairs, rows_of_split
 from text import SPECIAL_WORDS, Tokenizer, stop_words, train_punkt
 
@@ -37,12 +35,13 @@ def main(argv: list[str] | None = None) -> None:
     if is_up_to_date(TRAIN_DOC2VEC, settings):
         return
     work, folder = settings.work_folder, settings.work_folder / "doc2vec"
-    count = len(rows_of_split(read_pairs(work, ["split"]), "train"))
+    table = "articles.parquet" if settings.doc2vec.train_on == "articles" else "pairs.parquet"
+    count = len(rows_of_split(read_pairs(work, ["split"], table), "train"))
     if not count:
-        raise UserError(f"{work / 'pairs.parquet'} has no pair in the train split; run prepare_dataset.py again")
+        raise UserError(f"{work / table} has no text of the train split; run prepare_dataset.py again")
 
     def train_texts(doing: str) -> tqdm:
-        texts = itertools.chain.from_iterable(text_batches(work, "train"))
+        texts = itertools.chain.from_iterable(text_batches(work, "train", table=table))
         return tqdm(texts, desc=doing, total=count, unit="text", disable=None)
 
     with making(TRAIN_DOC2VEC, settings) as figures:
@@ -55,13 +54,12 @@ def main(argv: list[str] | None = None) -> None:
             print(f"no stop words are known for language {tokenizer.language}: none are dropped")
 
         # gensim trains three times as fast from a file as from Python's objects.
-        with tempfile.TemporaryDirectory(prefix=".corpus.", dir=folder) as temporary:
-            corpus = Path(temporary) / "corpus.txt"
-            lines = write_corpus(train_texts("words"), tokenizer, corpus)
-            with tqdm(total=settings.doc2vec.epochs, desc="Doc2Vec", unit="epoch", disable=None) as progress:
-                started = time.monotonic()
-                model = train(corpus, settings, progress.update)
-                seconds = time.monotonic() - started
+        corpus = figures.unfinished / "corpus.txt"
+        lines = write_corpus(train_texts("words"), tokenizer, corpus, resume=True)
+        with tqdm(total=settings.doc2vec.epochs, desc="Doc2Vec", unit="epoch", disable=None) as progress:
+            epochs, started = settings.doc2vec.epochs - epochs_kept(figures.unfinished), time.monotonic()
+            model = train(corpus, settings, progress.update, figures.unfinished)
+            seconds = time.monotonic() - started
 
         with written_whole(folder / "model") as beside:
             save_model(model, beside)
@@ -72,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         figures["texts_without_words"] = count - lines
         figures["words"] = model.corpus_total_words
         figures["vocabulary"] = len(model.wv)
-        figures["words_per_second"] = round(model.corpus_total_words * model.epochs / seconds)
+        figures["words_per_second"] = round(model.corpus_total_words * epochs / seconds)
         print(
             f"{count:,} texts ({count - lines:,} without a word), {figures['words']:,} words, a vocabulary of "
             f"{figures['vocabulary']:,}; {figures['words_per_second']:,} words a second"

@@ -277,3 +277,71 @@ def test_many_images_are_checked_in_processes(tmp_path: Path, monkeypatch: pytes
     assert {name: error.kind for name, error in check_images(tmp_path, few).items()} == {
         name: error.kind for name, error in found.items()
     }
+
+
+# Odd, and loaded right
+
+
+@pytest.mark.parametrize(
+    ("suffix", "written"), [("jpg", "PNG"), ("png", "JPEG"), ("gif", "WEBP"), ("txt", "BMP"), ("", "GIF")]
+)
+def test_the_extension_does_not_matter(tmp_path: Path, suffix: str, written: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    saved(Image.new("RGB", (16, 16), RED), path, format=written)
+    assert check_image(path) is None
+    assert np.abs(np.asarray(load_image(path, 8)).astype(int) - RED).max() <= 2
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff", "mpo"])
+def test_of_several_frames_the_first_is_taken(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green")]
+    path = saved(frames[0], tmp_path / f"image.{suffix}", save_all=True, append_images=frames[1:])
+    assert check_image(path) is None
+    assert np.abs(np.asarray(load_image(path, 8)).astype(int) - RED).max() <= 6
+
+
+def write_png(path: Path, depth: int, colour: int, pixel: bytes) -> None:
+    """4 x 4 pixels of one colour in any depth and colour type of the PNG standard."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, depth, colour, 0, 0, 0))
+    rows = zlib.compress((b"\0" + pixel * 4) * 4)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(
+    ("colour", "values", "wanted"),
+    [
+        (0, (0x8000,), (128, 128, 128)),
+        (2, (0xFFFF, 0x8000, 0), (255, 128, 0)),
+        (4, (0, 0x8000), (127, 127, 127)),
+        (6, (0xFFFF, 0, 0, 0), WHITE),
+    ],
+)
+def test_sixteen_bits_a_channel(tmp_path: Path, colour: int, values: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    path = tmp_path / "image.png"
+    write_png(path, 16, colour, struct.pack(f">{len(values)}H", *values))
+    assert np.abs(np.asarray(load_image(path)).astype(int) - wanted).max() <= 1
+
+
+def test_a_cmyk_jpeg_as_photoshop_writes_it(tmp_path: Path) -> None:
+    """Adobe's mark says that its channels are stored inverted."""
+    plain = tmp_path / "image.jpg"
+    saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), plain, quality=95)
+    content = plain.read_bytes()
+    assert b"Adobe" in content
+    assert np.abs(np.asarray(load_image(plain)).astype(int) - RED).max() <= 6
+
+
+def test_what_a_header_tells_is_told_without_decoding(tmp_path: Path) -> None:
+    broken_files(tmp_path)
+    for name, reason in (
+        ("empty.png", "the file is empty"),
+        ("page.jpg", "not an image"),
+        ("missing.png", "missing.png"),
+    ):
+        assert reason in str(check_image(tmp_path / name, decode=False))
+    write_huge_palette_png(tmp_path / "huge.png", 30_000, 20_000)
+    assert "30000 x 20000 pixels are more than" in str(check_image(tmp_path / "huge.png", decode=False))

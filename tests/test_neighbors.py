@@ -1,6 +1,7 @@
 """Neighbors against plain loops and scikit-learn, and HNSW's recall against one counted by hand."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_recall_counts_ties_and_missing_neighbors() -> None:
     assert recall(worse, truth) == pytest.approx(1 / 3)
 
 
-def test_hnsw_raises_its_effort_until_its_recall_suffices() -> None:
+def test_hnsw_raises_its_effort_until_its_recall_suffices(tmp_path: Path) -> None:
     # Hardly any links over points without structure: a graph that is hard to search.
     points, groups = cloud(2000, 30), (np.arange(2000) // 2,)
     poor = {"k": 10, "method": "hnsw", "hnsw_m": 3, "hnsw_ef_construction": 10, "recall_sample": 300}
@@ -123,7 +124,9 @@ def test_hnsw_raises_its_effort_until_its_recall_suffices() -> None:
         return sum(hits) / 3000
 
     found, easy = find_neighbors(points, groups, Neighbors(min_recall=0.01, **poor), 7, True)
-    assert easy["ef_search"] == HNSW(points, groups, Neighbors(**poor), 1).asked and easy["recall_sample"] == 300
+    assert (
+        easy["ef_search"] == HNSW(points, groups, Neighbors(**poor), 1, tmp_path).asked and easy["recall_sample"] == 300
+    )
     assert easy["recall"] == pytest.approx(counted_by_hand(found, 7))
     found, hard = find_neighbors(points, groups, Neighbors(min_recall=0.9, **poor), 7, True)
     assert easy["recall"] < 0.9 <= hard["recall"]
@@ -139,9 +142,12 @@ def test_hnsw_that_cannot_reach_the_recall_is_the_users_mistake(monkeypatch: pyt
         find_neighbors(cloud(50), (), Neighbors(k=3, method="hnsw"), 0, True)
 
 
-def test_one_thread_builds_the_same_index_again() -> None:
+def test_one_thread_builds_the_same_index_again(tmp_path: Path) -> None:
     points, poor = cloud(2000, 30), Neighbors(k=10, hnsw_m=3, hnsw_ef_construction=10)
-    first, again = (HNSW(points, (), poor, threads=1).neighbors(np.arange(2000)) for _ in range(2))
+    folders = (tmp_path / "first", tmp_path / "again")
+    for folder in folders:
+        folder.mkdir()
+    first, again = (HNSW(points, (), poor, 1, folder).neighbors(np.arange(2000)) for folder in folders)
     same(first, again)
 
 
@@ -155,18 +161,20 @@ def test_hnsw_with_full_effort_is_exact(distance: str) -> None:
     )
 
 
-def test_hnsw_completes_rows_that_are_left_with_too_few() -> None:
+def test_hnsw_completes_rows_that_are_left_with_too_few(tmp_path: Path) -> None:
     """A few rows are one text, so many that all that HNSW returns for them is left out."""
     points = cloud(1500)
     points[:12] = points[0]
     texts = np.maximum(np.arange(1500), 11)
-    index = HNSW(points, (texts,), Neighbors(k=10, hnsw_m=32), threads=1)
+    index = HNSW(points, (texts,), Neighbors(k=10, hnsw_m=32), 1, tmp_path)
     assert index.asked == 12
     index.effort = 200
     some = np.arange(30)
     same(index.neighbors(some), exact_neighbors(points, some, 10, (texts,)))
     # There are fewer than k at all: found, and filled up.
-    assert (HNSW(points[:13], (texts[:13],), Neighbors(k=10), 1).neighbors(some[:1]).positions >= 0).sum() == 1
+    (tmp_path / "few").mkdir()
+    few = HNSW(points[:13], (texts[:13],), Neighbors(k=10), 1, tmp_path / "few")
+    assert (few.neighbors(some[:1]).positions >= 0).sum() == 1
 
 
 def test_auto_searches_exactly_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,3 +194,18 @@ def test_category_share() -> None:
     assert chance == pytest.approx((2 * 1 + 2 * 1) / (4 * 3))
     assert category_share(positions, categories, first=1)[0] == 1
     assert np.isnan(category_share(positions, np.full(5, -1))).all()
+
+
+@pytest.mark.parametrize("columns", [7, 64, 100])
+def test_points_in_parts_have_the_same_neighbors(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    points, groups = cloud(150), (np.arange(150) // 2, np.arange(150) % 40)
+    points[20:40] = points[20]
+    whole, rows = exact_neighbors(points, np.arange(150), 10, groups), np.array([149, 3, 25, 26])
+    monkeypatch.setattr(neighbors, "_COLUMNS", columns)
+    same(exact_neighbors(points, np.arange(150), 10, groups), whole)
+    same(exact_neighbors(points, rows, 200, groups), by_loop_of(points, rows, groups))
+
+
+def by_loop_of(points: np.ndarray, rows: np.ndarray, groups: tuple[np.ndarray, ...]) -> Found:
+    found = by_loop(points, 200, groups)
+    return Found(found.positions[rows], found.distances[rows])

@@ -162,7 +162,9 @@ def test_step_2(two_runs: tuple[Path, Path, list[str]]) -> None:
 def test_batches_and_processes_do_not_change_the_files(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [path.read_bytes() for path in output_paths(EXTRACT_DOC2VEC, settings_of(work))]
     stamp_path(EXTRACT_DOC2VEC, settings_of(work)).unlink()
-    monkeypatch.setattr(extract_doc2vec_vectors, "text_batches", lambda work: text_batches(work, size=50))
+    monkeypatch.setattr(
+        extract_doc2vec_vectors, "text_batches", lambda work, skip: text_batches(work, size=50, skip=skip)
+    )
     monkeypatch.setattr(extract_doc2vec_vectors, "TEXTS_WORTH_A_PROCESS", 100)
     monkeypatch.setattr(extract_doc2vec_vectors, "cores", lambda: 2)
     extract_doc2vec_vectors.main(words(work))
@@ -329,7 +331,7 @@ def test_empty_vocabulary(tmp_path: Path) -> None:
 def test_no_train_texts(tmp_path: Path) -> None:
     work = tmp_path / "work"
     prepare(work, [{**row, "split": "test"} for row in pair_rows()])
-    with pytest.raises(UserError, match="no pair in the train split; run prepare_dataset.py"):
+    with pytest.raises(UserError, match="no text of the train split; run prepare_dataset.py"):
         train_doc2vec.main(words(work))
 
 

@@ -1,0 +1,201 @@
+"""A published dataset as step 0 reads it: where its files lie, what to watch for changes, and a stream of rows."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from artifacts import fingerprint
+from config import Settings, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image-text pair as published, or a line of the published lists that is none."""
+
+    label: str
+    """Where it stands in the published files, as a user would look it up."""
+    image: str = ""
+    """Path of the image, relative to the root."""
+    text: str = ""
+    image_id: str | None = None
+    """What the pairs of one image share; None takes the path."""
+    category: str | None = None
+    split: str | None = None
+    """train, val or test where the dataset publishes its splits (then in every row), else None."""
+    rejected: tuple[str, str] | None = None
+    """Kind and detail of why the row cannot be used."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A dataset as it lies on disk."""
+
+    root: Path
+    """The folder that image paths are relative to."""
+    rows: Callable[[], Iterator[Row]]
+    """Reads the rows, in the published order."""
+    lists: tuple[Path, ...]
+    """Files that say what there is, watched by their content."""
+    files: Callable[[], Iterable[Path | str]]
+    """All other files (paths relative to the root), watched by size and time."""
+    articles: Callable[[], Iterator[str]] | None = None
+    """Longer texts of the train split, where there are any that Doc2Vec can be trained on in place of the pairs'."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """What changes when the published files do: a digest of each of `lists`, and one of `files` together."""
+        digest = hashlib.sha256()
+        for name in tqdm(self.files(), desc="looking for changes", unit="file", disable=None, delay=1):
+            try:
+                status = os.stat(self.root / name)
+                seen = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            except (OSError, ValueError):
+                seen = f"{name}\0missing\n"
+            digest.update(seen.encode(errors="surrogatepass"))
+        try:
+            return {str(path): fingerprint(path) for path in self.lists} | {"images and texts": digest.hexdigest()}
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
+def given_root(settings: Settings) -> Path:
+    """dataset.root, which has to be a folder."""
+    source, root = settings.dataset.source, settings.dataset.root
+    if root is None:
+        raise UserError(f"the source {source} needs dataset.root, the folder of the published files")
+    if not Path(root).is_dir():
+        raise UserError(f"dataset.root {root} is no folder; name the one that holds the published files of {source}")
+    return Path(root)
+
+
+def files_below(root: Path, *folders: str) -> Iterator[str]:
+    """Paths (relative to `root`) of all files in `folders` and below, sorted."""
+    for folder in folders:
+        for place, below, names in os.walk(root / folder):
+            below.sort()
+            for name in sorted(names):
+                yield os.path.relpath(os.path.join(place, name), root)
+
+
+def outside(root: Path, image: str) -> str | None:
+    """Why `image` does not lie below `root`, None where it does."""
+    if image.startswith("/"):
+        return f"{image} is an absolute path; paths are relative to {root}"
+    if ".." in image.split("/"):
+        return f"{image} may lead out of {root}"
+    path = root / image
+    try:
+        inside = _resolved(path.parent).is_relative_to(_resolved(root))
+        if inside and path.is_symlink():
+            inside = path.resolve().is_relative_to(_resolved(root))
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"{image}: {error}"
+    return None if inside else f"{image} is a link that leads out of {root}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
+
+
+# What readers share
+
+
+def look_for(root: Path, names: Sequence[str], what: str, publisher: str) -> Path:
+    """The first of `names` (paths relative to `root`) that is there.
+
+    Raises UserError that names what was looked for, what was found, and where the owner publishes it.
+    """
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    held = sorted(os.listdir(root))
+    listed = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "")
+    raise UserError(
+        f"dataset.root {root} holds no {what}: looked for {', '.join(names)}; found {listed or 'nothing'}. "
+        f"It is published at {publisher}"
+    )
+
+
+def inside(root: Path, row: Row) -> Row:
+    """The row, rejected where its image lies outside `root`."""
+    if row.rejected:
+        return row
+    if not row.image:
+        return replace(row, rejected=("bad row", "names no image"))
+    why = outside(root, row.image)
+    return replace(row, rejected=("outside the root", why)) if why else row
+
+
+def read_published_json(path: Path) -> Any:
+    """A JSON file of the dataset's owner; raises UserError where it cannot be read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}; fetch it again") from None
+
+
+def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, Any]]:
+    """Key and value of each member of the object that a JSON file consists of, one at a time.
+
+    Only the member at hand is held, so that files larger than memory can be read. Raises UserError where the file
+    cannot be read or is no such object.
+    """
+    decode = json.JSONDecoder().raw_decode
+    buffer, ended = "", False
+
+    def more(file: TextIO) -> None:
+        # As much again as there is: a member that is not whole yet is parsed from its beginning, so its cost is linear.
+        nonlocal buffer, ended
+        read = file.read(max(chunk, len(buffer)))
+        buffer, ended = buffer + read, not read
+
+    def skip(at: int, file: TextIO) -> int:
+        """The place of the next character that is no blank; the buffer's length only at the end of the file."""
+        while True:
+            while at < len(buffer) and buffer[at] in " \t\r\n":
+                at += 1
+            if at < len(buffer) or ended:
+                return at
+            more(file)
+
+    def value(at: int, file: TextIO) -> tuple[Any, int]:
+        while True:
+            try:
+                found, end = decode(buffer, at)
+                if ended or buffer[end : end + 1] in [*" \t\r\n,:}"]:  # else a number may go on
+                    return found, end
+            except ValueError:
+                if ended:
+                    raise
+            more(file)
+
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            at = skip(0, file)
+            if buffer[at : at + 1] != "{":
+                raise ValueError("it is no JSON object")
+            at = skip(at + 1, file)
+            while buffer[at : at + 1] != "}":
+                key, at = value(at, file)
+                at = skip(at, file)
+                if not isinstance(key, str) or buffer[at : at + 1] != ":":
+                    raise ValueError(f"a member is broken near {buffer[at : at + 40]!r}")
+                found, at = value(skip(at + 1, file), file)
+                yield key, found
+                at = skip(at, file)
+                if buffer[at : at + 1] == ",":
+                    at = skip(at + 1, file)
+                elif buffer[at : at + 1] != "}":
+                    raise ValueError("it ends before its last brace" if at == len(buffer) else "a comma is missing")
+                if at >= chunk:
+                    buffer, at = buffer[at:], 0
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}; fetch it again") from None
