@@ -2,8 +2,9 @@
 
     python evaluate.py --run work/openclipart/runs/l_i2t_l_sym_1_l_img_0_3_l_text_0_2-seed=0
 
-Reads the run's best.pt and config.yaml (flags such as --evaluation.kway [5,20] win over it), the pairs of the test
-split and their Doc2Vec vectors. Prints one table and writes it to the run's folder: metrics.json, queries.parquet (what
+Reads the run's best.pt and config.yaml, the pairs of the test split and their Doc2Vec vectors. What is measured can be
+changed with flags such as --evaluation.kway [5,20], and so can training.device and training.workers; everything else
+is the run's. Prints one table and writes it to the run's folder: metrics.json, queries.parquet (what
 each pair scored, for paired comparisons of runs) and TensorBoard scalars.
 """
 
@@ -18,14 +19,18 @@ from torch.utils.tensorboard import SummaryWriter
 
 import metrics
 from artifacts import fingerprint, read_array, read_json, write_json, written_whole
-from config import Settings, make_parser, parse_settings, peek, run_script, select
+from config import Settings, UserError, flatten, make_parser, parse_settings, peek, run_script, select
 from datasets import Prepared, load_prepared
-from encoding import embed_pairs, image_source
+from encoding import embed_pairs, image_source, made_from
+from pairs import load_images
 from runs import choose_device, finished_run, load_model
 
 SHAPING = tuple(
     f"evaluation.{name}" for name in ("split", "kway", "sampled_repeats", "recall_at", "preservation_k", "bootstrap")
 )
+
+FREE = ("evaluation.", "training.device", "training.workers")
+"""Settings that may differ from those the run was trained with."""
 
 Figures = dict[str, dict[str, float]]
 
@@ -34,12 +39,21 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--run", required=True, help="folder of a finished run, WORK/runs/NAME")
     argv = sys.argv[1:] if argv is None else argv
-    run = Path((peek(argv, "--run") or [""])[-1])
-    settings, _, _ = parse_settings(parser, argv, base=finished_run(run)[0] if run.name else None)
+    given = peek(argv, "--run")
+    run = Path((given or [""])[-1])
+    trained = finished_run(run)[0] if given else None
+    settings, _, _ = parse_settings(parser, argv, base=trained)
+    if trained is None:  # the parser has asked for the flag, and here it is empty
+        raise UserError("--run names no folder; give it that of a finished run, WORK/runs/NAME")
+    demand_settings_of_the_run(run, trained, settings)
 
-    made_from = {"settings": select(settings, SHAPING), "checkpoint": fingerprint(run / "best.pt")}
+    shaping = {
+        "settings": select(settings, SHAPING),
+        "checkpoint": fingerprint(run / "best.pt"),
+        "images": made_from(settings, load_images(settings.work_folder)),
+    }
     stamp, outputs = run / "evaluate.json", [run / "metrics.json", run / "queries.parquet"]
-    if stamp.exists() and read_json(stamp) == made_from and all(path.exists() for path in outputs):
+    if stamp.exists() and read_json(stamp) == shaping and all(path.exists() for path in outputs):
         print_table(read_json(outputs[0])["figures"])
         for path in outputs:
             print(f"up to date {path}")
@@ -73,9 +87,20 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
     write_scalars(run, figures, settings.evaluation.split, best_epoch)
-    write_json(stamp, made_from)
+    write_json(stamp, shaping)
     for path in outputs:
         print(f"wrote {path}")
+
+
+def demand_settings_of_the_run(run: Path, trained: Settings, settings: Settings) -> None:
+    """Raise UserError where a flag changes what the run was trained with, and with it what is evaluated."""
+    before = flatten(trained)
+    for name, value in flatten(settings).items():
+        if value != before[name] and not name.startswith(FREE):
+            raise UserError(
+                f"{name} is {value}, and {run} was trained with {before[name]}; leave it out (evaluate.py takes "
+                "--evaluation.*, --training.device and --training.workers), or train another run with it"
+            )
 
 
 def measure(

@@ -105,6 +105,37 @@ def test_nothing_is_done_twice(trained: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in trained.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.image.size", "48"],
+        ["--model.text.max_words", "1"],
+        ["--work", "elsewhere"],
+        ["--seed", "1"],
+        ["--training.precision", "bf16"],
+    ],
+)
+def test_evaluate_takes_no_setting_of_the_run(trained: Path, words: list[str]) -> None:
+    error = one_line_error(run_script("evaluate.py", "--run", trained, *words, ok=False))
+    assert f"{words[0].lstrip('-')} is {words[1]}, and {trained} was trained with" in error
+
+
+def test_evaluate_sees_changed_images(prepared: Path) -> None:
+    run = train(prepared, weights="1 0 0")
+    run_script("evaluate.py", "--run", run, "--training.workers", "1")
+    assert "up to date" in run_script("evaluate.py", "--run", run).stdout
+    assert "wrote" in run_script("evaluate.py", "--run", run, "--evaluation.kway", "[3]").stdout
+    stamp = json.loads((run / "evaluate.json").read_text())
+    stamp["images"]["images"] = "of before"
+    (run / "evaluate.json").write_text(json.dumps(stamp))
+    assert "wrote" in run_script("evaluate.py", "--run", run, "--evaluation.kway", "[3]").stdout
+
+
+def test_evaluate_names_a_folder_that_is_no_run() -> None:
+    assert "no config.yaml" in one_line_error(run_script("evaluate.py", "--run", ".", ok=False))
+    assert "names no folder" in one_line_error(run_script("evaluate.py", "--run", "", ok=False))
+
+
 def test_runs_are_compared_over_the_same_pairs(prepared: Path) -> None:
     baseline, method = train(prepared, weights="1 0 0"), train(prepared)
     assert "has no metrics.json" in one_line_error(run_script("compare_runs.py", baseline, method, ok=False))
