@@ -126,7 +126,7 @@ def measure(
     for k in evaluation.kway:
         for way, (queries, targets) in ways.items():
             name = f"{k}way_recall_at_1_{way}"
-            add(name, ranks[way].kway_success_probabilities(k), 1 / k)
+            add(name, ranks[way].kway_success_probabilities(k), ranks[way].kway_chance(k))
             if evaluation.sampled_repeats:
                 figures[name]["sampled"] = metrics.sampled_kway_recall_at_1(
                     queries, targets, k, groups, repeats=evaluation.sampled_repeats, seed=settings.seed
@@ -134,18 +134,17 @@ def measure(
 
     for way in ways:
         best, best_groups = ranks[way].best, ranks[way].best_groups
-        gallery = len(np.unique(groups)) if way == "text_to_image" else len(rows)
         for k in evaluation.recall_at:
-            add(f"recall_at_{k}_{way}", (best <= k).astype(float), min(k / gallery, 1.0), best_groups)
-        figures[f"median_rank_{way}"] = {"value": float(np.median(best)), "chance": (gallery + 1) / 2}
+            add(f"recall_at_{k}_{way}", (best <= k).astype(float), ranks[way].recall_chance(k), best_groups)
+        figures[f"median_rank_{way}"] = {"value": float(np.median(best)), "chance": ranks[way].median_rank_chance()}
 
     neighbors = {str(evaluation.preservation_k): evaluation.preservation_k, "1_percent": max(round(len(rows) / 100), 1)}
-    for label in [label for label, k in neighbors.items() if k >= len(rows) - 1]:
+    for label in [label for label, k in neighbors.items() if k >= metrics.neighbor_candidates(groups).min()]:
         print(f"neighborhood preservation of {neighbors.pop(label)} neighbors is left out: there are {len(rows)} pairs")
-    shares = metrics.all_preserved_shares([x, y], reference, list(neighbors.values())) if neighbors else ()
+    shares = metrics.all_preserved_shares([x, y], reference, list(neighbors.values()), groups) if neighbors else ()
     for modality, of_modality in zip(("images", "texts"), shares, strict=False):
         for (label, k), values in zip(neighbors.items(), of_modality, strict=True):
-            add(f"preservation_{label}_{modality}", values, metrics.preservation_chance(len(rows), k))
+            add(f"preservation_{label}_{modality}", values, metrics.preservation_chance(len(rows), k, groups))
 
     labels = data.categories[rows]
     texts = np.flatnonzero(labels >= 0)
@@ -156,8 +155,7 @@ def measure(
             (queries, query_labels, query_groups), (targets, target_labels, _) = sides[query], sides[target]
             precisions = metrics.average_precisions(queries, targets, query_labels, target_labels)
             judged = ~np.isnan(precisions)
-            share = np.bincount(target_labels, minlength=labels.max() + 1) / len(target_labels)
-            chance = float(share[query_labels[judged]].mean())
+            chance = float(metrics.average_precision_chances(query_labels[judged], target_labels).mean())
             add(f"map_{query}_to_{target}", precisions[judged], chance, query_groups[judged])
     return figures, pa.table(columns)
 
