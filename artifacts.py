@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,7 @@ def _producer(name: str, settings: Settings) -> str:
     raise KeyError(name)
 
 
-def what_changed(step: Step, settings: Settings, published: dict[str, str] | None = None) -> str | None:
+def what_changed(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> str | None:
     """Why a step's outputs are not those of these settings and of the inputs there are now; None where they are.
 
     `published` are fingerprints of inputs outside WORK. Where it is None, these are not compared.
@@ -217,12 +217,12 @@ def what_changed(step: Step, settings: Settings, published: dict[str, str] | Non
         if stamp["inputs"].get(name) != value:
             return f"was made from another {name}"
     if published is not None and stamp["published"] != published:
-        names = sorted(set(stamp["published"].items()) ^ set(published.items()))
-        return f"was made from other published files ({names[0][0]})"
+        names = sorted({name for name, _ in set(stamp["published"].items()) ^ set(published.items())})
+        return f"was made from other published files ({names[0]})"
     return None
 
 
-def is_up_to_date(step: Step, settings: Settings, published: dict[str, str] | None = None) -> bool:
+def is_up_to_date(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> bool:
     """True, after saying so line by line, where a step has nothing to do. Says what changed where it has."""
     reason = what_changed(step, settings, published)
     if reason is None:
@@ -254,7 +254,7 @@ def require(step: Step, settings: Settings) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def making(step: Step, settings: Settings, published: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
+def making(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> Iterator[dict[str, Any]]:
     """Surround the making of a step's outputs: yields a dict to put the step's figures into, and stamps at the end.
 
     The old stamp goes first, so that a step that was cut short counts as not done.

@@ -60,7 +60,9 @@ def made_from(settings: Settings, images: Images) -> dict[str, object]:
             weights = fingerprint(Path(weights))
         except OSError as error:
             raise UserError(f"cannot read model.image.weights {weights}: {error.strerror}") from None
-    return {"images": images_digest(images), "backbone": encoder.backbone, "weights": weights, "size": encoder.size}
+    seed = {"seed": settings.seed} if weights == "none" else {}
+    digest = images_digest(images)
+    return {"images": digest, "backbone": encoder.backbone, "weights": weights, "size": encoder.size, **seed}
 
 
 @torch.no_grad()
