@@ -48,7 +48,10 @@ class Prepared:
 
 
 def load_prepared(settings: Settings) -> Prepared:
-    """Map the prepared files; raises UserError where they are missing or a split has no pair that can be used."""
+    """Map the prepared files.
+
+    Raises UserError where they are missing, a split has no pair that can be used, or val or test those of one image.
+    """
     work = settings.work_folder
     table = read_pairs(work, ["image_id", "category", "split"])
     offsets = read_array(work / "doc2vec" / "offsets.npy")
@@ -58,6 +61,13 @@ def load_prepared(settings: Settings) -> Prepared:
     for split, numbers in rows.items():
         if not len(numbers):
             raise UserError(f"no pair of split {split} in {work} has a word of the vocabulary; lower doc2vec.min_count")
+    image_ids = distinct(table["image_id"])[0]
+    for split in ("val", "test"):
+        if len(np.unique(image_ids[rows[split]])) < 2:
+            raise UserError(
+                f"one image only of split {split} in {work} has a text with a word of the vocabulary, and retrieval "
+                "takes two; lower doc2vec.min_count, or prepare more pairs"
+            )
     categories, category_names = distinct(table["category"].fill_null(""))
     if "" in category_names:
         null = category_names.index("")
@@ -65,7 +75,7 @@ def load_prepared(settings: Settings) -> Prepared:
         category_names.remove("")
     return Prepared(
         images=load_images(work),
-        image_ids=distinct(table["image_id"])[0],
+        image_ids=image_ids,
         categories=categories,
         category_names=category_names,
         tokens=read_array(work / "doc2vec" / "tokens.npy"),

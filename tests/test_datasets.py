@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from scipy import stats
 
-from config import UserError
-from datasets import FeatureSource, ImageFiles, Neighbors, OtherTexts, PixelSource, Prepared, plan_epoch
-from pairs import Images
+from config import Settings, UserError
+from datasets import FeatureSource, ImageFiles, Neighbors, OtherTexts, PixelSource, Prepared, load_prepared, plan_epoch
+from pairs import SCHEMA, Images, write_pairs
 
 
 def prepared(pairs: int = 12) -> Prepared:
@@ -130,6 +131,26 @@ def test_a_pair_goes_with_its_own_neighbor() -> None:
     table = neighbors([[row + 100] for row in rows])
     for batch in plan_epoch(rows, table, 3, flip=False, seed=0, epoch=1):
         assert (batch.neighbors == batch.rows + 100).all()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_val_and_test_need_two_images(tmp_path: Path, split: str) -> None:
+    splits = ["train", "val", "val", "test", "test"]
+    rows = [
+        {"image_id": str(n), "image_path": f"{n}.png", "text": "a word", "category": None, "split": name}
+        for n, name in enumerate(splits)
+    ]
+    settings = Settings(work=str(tmp_path))
+    (tmp_path / "doc2vec").mkdir()
+    np.save(tmp_path / "doc2vec" / "tokens.npy", np.full(20, 3, dtype=np.int32))
+    np.save(tmp_path / "doc2vec" / "offsets.npy", np.arange(0, 24, 4))
+    write_pairs(tmp_path / "pairs.parquet", [pa.RecordBatch.from_pylist(rows, SCHEMA)], tmp_path)
+    assert len(load_prepared(settings).rows[split]) == 2
+    first, second = [n for n, name in enumerate(splits) if name == split]
+    rows[second] |= {"image_id": str(first), "image_path": f"{first}.png"}
+    write_pairs(tmp_path / "pairs.parquet", [pa.RecordBatch.from_pylist(rows, SCHEMA)], tmp_path)
+    with pytest.raises(UserError, match=f"one image only of split {split}"):
+        load_prepared(settings)
 
 
 # Images
