@@ -1,12 +1,13 @@
 """What the steps leave on disk: whole files, and beside them a stamp that says what they were made from.
 
-A stamp (JSON) holds the settings that shaped a step's outputs, the fingerprints of its inputs and outputs, its figures,
-the versions of the libraries and the wall time. With it a step sees that there is nothing to do, and the next step sees
-that what it reads was made from what is there now.
+A stamp (JSON) holds the settings that shaped a step's outputs, the sizes of these, the fingerprints of its inputs, its
+figures, the versions of the libraries and the wall time. With it a step sees that there is nothing to do, and the next
+step sees that what it reads was made from what is there now.
 """
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -99,9 +100,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Raises UserError where the disk is full or not writable; the old file, if any, then stands as it was.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    prefix = f".{path.name}.{platform.node()}."
+    beside = path.with_name(f"{prefix}{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent, prefix)
         yield beside
         with beside.open("rb") as file:
             os.fsync(file.fileno())
@@ -114,6 +117,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path, prefix: str) -> None:
+    """Remove what killed processes of this computer left half-written in `folder`, by the beginning of the names."""
+    for part in folder.glob(f"{glob.escape(prefix)}*.part*"):
+        pid = part.name.removeprefix(prefix).split(".")[0]
+        if pid.isdecimal() and not _is_running(int(pid)):
+            part.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # no signal: only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -265,10 +286,7 @@ def making(step: Step, settings: Settings, published: Mapping[str, object] | Non
     started = time.monotonic()
     figures: dict[str, Any] = {}
     yield figures
-    outputs = {
-        name: {"size": (settings.work_folder / name).stat().st_size, "sha256": fingerprint(settings.work_folder / name)}
-        for name in _named(step.outputs, settings)
-    }
+    outputs = {name: {"size": (settings.work_folder / name).stat().st_size} for name in _named(step.outputs, settings)}
     write_json(
         path,
         {
