@@ -371,6 +371,7 @@ def mistakes(settings: Settings) -> list[str]:
         "seed",
     ):
         demand(name, lambda value: value >= 0, "at least 0")
+    demand("seed", lambda seed: seed < 2**32, "below 2^32, as gensim takes no more")
     for name in ("doc2vec.learning_rate", "loss.tan_squared_alpha", "loss.margin", "training.learning_rate"):
         demand(name, lambda value: value > 0, "above 0")
     for name in ("dataset.near_duplicate_threshold", "neighbors.min_recall"):

@@ -81,6 +81,7 @@ def cached_features(settings: Settings, images: Images, device: torch.device, *,
 
     with seeded(settings):
         backbone = Backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
+    backbone.demand_size(settings.model.image.size)
     count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
     source = PixelSource(image_files(settings, images), settings.training.workers, device)
     parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
