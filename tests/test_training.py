@@ -1,6 +1,7 @@
 """Steps 4 and 5 through the command line, on a tiny prepared dataset."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -240,13 +241,14 @@ def test_evaluate_wants_a_run(tmp_path: Path) -> None:
 def test_an_image_that_became_unreadable_is_named(prepared_once: Path, prepared: Path) -> None:
     table = pq.read_table(prepared / "pairs.parquet")
     path = image_root(prepared) / table["image_path"][0].as_py()
-    saved = path.read_bytes()
+    saved, status = path.read_bytes(), path.stat()
     try:
         path.write_bytes(saved[:20])
         words = ["1", "0", "0", *TINY, "--work", prepared]
         assert path.name in one_line_error(run_script(SCRIPT, *words, ok=False))
     finally:
         path.write_bytes(saved)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_a_broken_checkpoint_is_named(trained: Path, tmp_path: Path) -> None:
