@@ -1,12 +1,13 @@
 """What the steps leave on disk: whole files, and beside them a stamp that says what they were made from.
 
-A stamp (JSON) holds the settings that shaped a step's outputs, the fingerprints of its inputs and outputs, its figures,
-the versions of the libraries and the wall time. With it a step sees that there is nothing to do, and the next step sees
-that what it reads was made from what is there now.
+A stamp (JSON) holds the settings that shaped a step's outputs, the sizes of these, the fingerprints of its inputs, its
+figures, the versions of the libraries and the wall time. With it a step sees that there is nothing to do, and the next
+step sees that what it reads was made from what is there now.
 """
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +15,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Raises UserError where the disk is full or not writable; the old file, if any, then stands as it was.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    prefix = f".{path.name}.{platform.node()}."
+    beside = path.with_name(f"{prefix}{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent, prefix)
         yield beside
         with beside.open("rb") as file:
             os.fsync(file.fileno())
@@ -131,6 +134,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path, prefix: str) -> None:
+    """Remove what killed processes of this computer left half-written in `folder`, by the beginning of the names."""
+    for part in folder.glob(f"{glob.escape(prefix)}*.part*"):
+        pid = part.name.removeprefix(prefix).split(".")[0]
+        if pid.isdecimal() and not _is_running(int(pid)):
+            part.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # no signal: only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -235,7 +256,7 @@ def _producer(name: str, settings: Settings) -> str:
     raise KeyError(name)
 
 
-def what_changed(step: Step, settings: Settings, published: dict[str, str] | None = None) -> str | None:
+def what_changed(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> str | None:
     """Why a step's outputs are not those of these settings and of the inputs there are now; None where they are.
 
     `published` are fingerprints of inputs outside WORK. Where it is None, these are not compared.
@@ -258,12 +279,12 @@ def what_changed(step: Step, settings: Settings, published: dict[str, str] | Non
         if stamp["inputs"].get(name) != value:
             return f"was made from another {name}"
     if published is not None and stamp["published"] != published:
-        names = sorted(set(stamp["published"].items()) ^ set(published.items()))
-        return f"was made from other published files ({names[0][0]})"
+        names = sorted({name for name, _ in set(stamp["published"].items()) ^ set(published.items())})
+        return f"was made from other published files ({names[0]})"
     return None
 
 
-def is_up_to_date(step: Step, settings: Settings, published: dict[str, str] | None = None) -> bool:
+def is_up_to_date(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> bool:
     """True, after saying so line by line, where a step has nothing to do. Says what changed where it has."""
     reason = what_changed(step, settings, published)
     if reason is None:
@@ -318,7 +339,7 @@ class Figures(dict[str, Any]):
 
 
 @contextlib.contextmanager
-def making(step: Step, settings: Settings, published: dict[str, str] | None = None) -> Iterator[Figures]:
+def making(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> Iterator[Figures]:
     """Surround the making of a step's outputs: yields a dict to put the step's figures into, and stamps at the end.
 
     The old stamp goes first, so that a step that was cut short counts as not done.
@@ -329,10 +350,7 @@ def making(step: Step, settings: Settings, published: dict[str, str] | None = No
     started = time.monotonic()
     figures = Figures(_unfinished(step, settings, {"inputs": inputs, "published": published or {}}))
     yield figures
-    outputs = {
-        name: {"size": (settings.work_folder / name).stat().st_size, "sha256": fingerprint(settings.work_folder / name)}
-        for name in _named(step.outputs, settings)
-    }
+    outputs = {name: {"size": (settings.work_folder / name).stat().st_size} for name in _named(step.outputs, settings)}
     write_json(
         path,
         {

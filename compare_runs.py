@@ -4,7 +4,7 @@
         work/openclipart/runs/l_i2t_l_sym_1_l_img_0_3_l_text_0_2-seed=0
 
 Reads each run's metrics.json and queries.parquet (evaluate.py). A difference is over the same test pairs, with a 95 %
-bootstrap interval over their images: over pairs, that is, not over trainings. Over seeds: compare_seeds.py.
+bootstrap interval over their images: over pairs, that is, not over trainings. Over seeds: reproduce_tables.py.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from artifacts import read_json
+from artifacts import fingerprint, read_json
 from config import UserError, run_script
 from metrics import bootstrap_interval
 
@@ -25,7 +25,12 @@ def main(argv: list[str] | None = None) -> None:
     runs: list[Path] = parser.parse_args(argv).runs
     figures = [read_figures(run) for run in runs]
     queries = [read_queries(run) for run in runs]
-    for run, table in zip(runs, queries, strict=True):
+    datasets = [read_json(run / "inputs.json").get("pairs.parquet") for run in runs]
+    for run, dataset, table in zip(runs, datasets, queries, strict=True):
+        if dataset != datasets[0]:
+            raise UserError(
+                f"{run} and {runs[0]} were trained on different pairs.parquet, so that no figure is over the same pairs"
+            )
         if not table["pair"].equals(queries[0]["pair"]):
             raise UserError(f"{run} was evaluated on other pairs than {runs[0]}; evaluate both on the same split")
 
@@ -43,9 +48,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_figures(run: Path) -> dict[str, dict[str, float]]:
-    """A run's figures; raises UserError where it is not evaluated."""
+    """A run's figures; raises UserError where it is not evaluated, or was trained anew since."""
     if not (run / "metrics.json").is_file():
         raise UserError(f"{run} has no metrics.json; run evaluate.py --run {run} first")
+    stamp, checkpoint = run / "evaluate.json", run / "best.pt"
+    measured = read_json(stamp)["checkpoint"] if stamp.is_file() else None
+    if not checkpoint.is_file() or measured != fingerprint(checkpoint):
+        raise UserError(f"{run / 'metrics.json'} is not of the best.pt there; run evaluate.py --run {run} again")
     return read_json(run / "metrics.json")["figures"]
 
 

@@ -447,6 +447,7 @@ def mistakes(settings: Settings) -> list[str]:
         "seed",
     ):
         demand(name, lambda value: value >= 0, "at least 0")
+    demand("seed", lambda seed: seed < 2**32, "below 2^32, as gensim takes no more")
     for name in ("siamese.weight_decay", "loss.label_strength"):
         demand(name, lambda value: value >= 0, "at least 0")
     for name in ("doc2vec.learning_rate", "loss.tan_squared_alpha", "loss.margin", "training.learning_rate"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from artifacts import FIND_NEIGHBORS, output_paths, read_array
 from config import Settings, UserError
@@ -48,7 +48,10 @@ class Prepared:
 
 
 def load_prepared(settings: Settings) -> Prepared:
-    """Map the prepared files; raises UserError where they are missing or a split has no pair that can be used."""
+    """Map the prepared files.
+
+    Raises UserError where they are missing, a split has no pair that can be used, or val or test those of one image.
+    """
     work = settings.work_folder
     table = read_pairs(work, ["image_id", "category", "split"])
     offsets = read_array(work / "doc2vec" / "offsets.npy")
@@ -58,6 +61,13 @@ def load_prepared(settings: Settings) -> Prepared:
     for split, numbers in rows.items():
         if not len(numbers):
             raise UserError(f"no pair of split {split} in {work} has a word of the vocabulary; lower doc2vec.min_count")
+    image_ids = distinct(table["image_id"])[0]
+    for split in ("val", "test"):
+        if len(np.unique(image_ids[rows[split]])) < 2:
+            raise UserError(
+                f"one image only of split {split} in {work} has a text with a word of the vocabulary, and retrieval "
+                "takes two; lower doc2vec.min_count, or prepare more pairs"
+            )
     categories, category_names = distinct(table["category"].fill_null(""))
     if "" in category_names:
         null = category_names.index("")
@@ -65,7 +75,7 @@ def load_prepared(settings: Settings) -> Prepared:
         category_names.remove("")
     return Prepared(
         images=load_images(work),
-        image_ids=distinct(table["image_id"])[0],
+        image_ids=image_ids,
         categories=categories,
         category_names=category_names,
         tokens=read_array(work / "doc2vec" / "tokens.npy"),
@@ -159,16 +169,19 @@ def plan_epoch(
     """All minibatches of an epoch: each train pair once, in random order, each with a neighbor drawn afresh.
 
     Everything random is drawn here, from `seed` and `epoch` alone, so that a batch is the same whatever came before it:
-    a resumed run goes on as if it had never stopped.
+    a resumed run goes on as if it had never stopped. A last pair that would be alone joins the batch before: it has no
+    negatives, and batch normalisation nothing to normalise over.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(rows))
     drawn = neighbors.draw(order, rng) if neighbors else np.full(len(rows), -1)
     flips = rng.random((2, len(rows))) < (0.5 if flip else 0.0)
+    starts = list(range(0, len(rows), batch_size))
+    if batch_size > 1 and len(starts) > 1 and len(rows) - starts[-1] == 1:
+        starts.pop()
     return [
         BatchPlan(rows[order[part]], drawn[part], flips[0, part], flips[1, part])
-        for start in range(0, len(rows), batch_size)
-        for part in [slice(start, start + batch_size)]
+        for part in map(slice, starts, [*starts[1:], len(rows)])
     ]
 
 
@@ -192,6 +205,20 @@ class ImageFiles(Dataset[Tensor]):
             raise UserError(f"{path} was readable when it was prepared and now is not: {error}") from None
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
+    def __getitems__(self, numbers: list[int]) -> Tensor | UserError:
+        """A batch (B, 3, S, S), or what is wrong with one of its files.
+
+        It is returned because an exception that a worker raises comes with the worker's traceback in its message.
+        """
+        try:
+            return default_collate([self[number] for number in numbers])
+        except UserError as error:
+            return error
+
+
+def _as_it_comes(batch: Tensor | UserError) -> Tensor | UserError:
+    return batch
+
 
 class PixelSource:
     """Batches of pixels from image files, decoded in `workers` processes and mirrored on `device`."""
@@ -200,14 +227,20 @@ class PixelSource:
         self.files, self.workers, self.device = files, workers, device
 
     def batches(self, requests: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
-        """For each request (image numbers, flips), both (B,): uint8 pixels (B, 3, S, S) on the device."""
+        """For each request (image numbers, flips), both (B,): uint8 pixels (B, 3, S, S) on the device.
+
+        Raises UserError, naming the file, where one cannot be read.
+        """
         loader = DataLoader(
             self.files,
             batch_sampler=[numbers.tolist() for numbers, _ in requests],
+            collate_fn=_as_it_comes,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
         for pixels, (_, flips) in zip(loader, requests, strict=True):
+            if isinstance(pixels, UserError):
+                raise pixels
             pixels = pixels.to(self.device, non_blocking=True)
             mirrored = torch.from_numpy(flips).to(self.device)[:, None, None, None]
             yield torch.where(mirrored, pixels.flip(3), pixels)

@@ -49,7 +49,11 @@ def images_digest(images: Images) -> str:
     return digest.hexdigest()
 
 
-def _made_from(settings: Settings, images: Images) -> dict[str, object]:
+def made_from(settings: Settings, images: Images) -> dict[str, object]:
+    """What the pretrained features of the images depend on, the state of the files included.
+
+    Raises UserError where an image or the file with the weights is not there.
+    """
     encoder = settings.model.image
     weights = encoder.weights
     if weights not in ("imagenet", "none"):
@@ -57,7 +61,9 @@ def _made_from(settings: Settings, images: Images) -> dict[str, object]:
             weights = fingerprint(Path(weights))
         except OSError as error:
             raise UserError(f"cannot read model.image.weights {weights}: {error.strerror}") from None
-    return {"images": images_digest(images), "backbone": encoder.backbone, "weights": weights, "size": encoder.size}
+    seed = {"seed": settings.seed} if weights == "none" else {}
+    digest = images_digest(images)
+    return {"images": digest, "backbone": encoder.backbone, "weights": weights, "size": encoder.size, **seed}
 
 
 @torch.no_grad()
@@ -68,14 +74,15 @@ def cached_features(settings: Settings, images: Images, device: torch.device, *,
     where the images or the weights have changed. With `local` they are those of every place of the feature map,
     (I, 2, N, F) in float16: bfloat16 keeps fewer digits, and float32 would be a gigabyte for 2,000 images.
     """
-    path, made_from = features_path(settings, local=local), _made_from(settings, images)
+    path, inputs = features_path(settings, local=local), made_from(settings, images)
     stamp = path.with_suffix(".json")
-    if path.exists() and stamp.exists() and read_json(stamp)["made_from"] == made_from:
+    if path.exists() and stamp.exists() and read_json(stamp)["made_from"] == inputs:
         return read_array(path)
     stamp.unlink(missing_ok=True)
 
     with seeded(settings):
         backbone = Backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
+    backbone.demand_size(settings.model.image.size)
     count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
     source = PixelSource(image_files(settings, images), settings.training.workers, device)
     parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
@@ -97,7 +104,7 @@ def cached_features(settings: Settings, images: Images, device: torch.device, *,
             features[part] = both.float().unflatten(0, (2, len(part))).transpose(0, 1).cpu().numpy()
             progress.update(len(part))
         features.flush()
-    write_json(stamp, {"made_from": made_from, "versions": versions()})
+    write_json(stamp, {"made_from": inputs, "versions": versions()})
     print(f"wrote {path}")
     return read_array(path)
 

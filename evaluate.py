@@ -2,10 +2,11 @@
 
     python evaluate.py --run work/openclipart/runs/l_i2t_l_sym_1_l_img_0_3_l_text_0_2-seed=0
 
-Reads the run's best.pt and config.yaml (flags such as --evaluation.kway [5,20] win over it), the pairs of the test
-split and their Doc2Vec vectors. Prints one table and writes it to the run's folder: metrics.json, queries.parquet (what
-each pair scored, for paired comparisons of runs) and TensorBoard scalars, with curves of precision over recall and over
-scope where there are categories.
+Reads the run's best.pt and config.yaml, the pairs of the test split and their Doc2Vec vectors. What is measured can be
+changed with flags such as --evaluation.kway [5,20], and so can training.device and training.workers; everything else
+is the run's. Prints one table and writes it to the run's folder: metrics.json, queries.parquet (what each pair scored,
+for paired comparisons of runs) and TensorBoard scalars, with curves of precision over recall and over scope where there
+are categories.
 """
 
 import sys
@@ -20,14 +21,18 @@ from torch.utils.tensorboard import SummaryWriter
 
 import metrics
 from artifacts import fingerprint, read_array, read_json, write_json, written_whole
-from config import Settings, make_parser, parse_settings, peek, run_script, select
+from config import Settings, UserError, flatten, make_parser, parse_settings, peek, run_script, select
 from datasets import Prepared, load_prepared
-from encoding import embed_pairs, image_source
+from encoding import embed_pairs, image_source, made_from
+from pairs import load_images
 from runs import choose_device, finished_run, load_model
 
 SHAPING = tuple(
     f"evaluation.{name}" for name in ("split", "kway", "sampled_repeats", "recall_at", "preservation_k", "bootstrap")
 )
+
+FREE = ("evaluation.", "training.device", "training.workers")
+"""Settings that may differ from those the run was trained with."""
 
 Figures = dict[str, dict[str, float]]
 Curves = dict[str, dict[int, float]]
@@ -39,12 +44,21 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--run", required=True, help="folder of a finished run, WORK/runs/NAME")
     argv = sys.argv[1:] if argv is None else argv
-    run = Path((peek(argv, "--run") or [""])[-1])
-    settings, _, _ = parse_settings(parser, argv, base=finished_run(run)[0] if run.name else None)
+    given = peek(argv, "--run")
+    run = Path((given or [""])[-1])
+    trained = finished_run(run)[0] if given else None
+    settings, _, _ = parse_settings(parser, argv, base=trained)
+    if trained is None:  # the parser has asked for the flag, and here it is empty
+        raise UserError("--run names no folder; give it that of a finished run, WORK/runs/NAME")
+    demand_settings_of_the_run(run, trained, settings)
 
-    made_from = {"settings": select(settings, SHAPING), "checkpoint": fingerprint(run / "best.pt")}
+    shaping = {
+        "settings": select(settings, SHAPING),
+        "checkpoint": fingerprint(run / "best.pt"),
+        "images": made_from(settings, load_images(settings.work_folder)),
+    }
     stamp, outputs = run / "evaluate.json", [run / "metrics.json", run / "queries.parquet"]
-    if stamp.exists() and read_json(stamp) == made_from and all(path.exists() for path in outputs):
+    if stamp.exists() and read_json(stamp) == shaping and all(path.exists() for path in outputs):
         print_table(read_json(outputs[0])["figures"])
         for path in outputs:
             print(f"up to date {path}")
@@ -79,9 +93,20 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
     write_scalars(run, figures, curves, settings.evaluation.split, best_epoch)
-    write_json(stamp, made_from)
+    write_json(stamp, shaping)
     for path in outputs:
         print(f"wrote {path}")
+
+
+def demand_settings_of_the_run(run: Path, trained: Settings, settings: Settings) -> None:
+    """Raise UserError where a flag changes what the run was trained with, and with it what is evaluated."""
+    before = flatten(trained)
+    for name, value in flatten(settings).items():
+        if value != before[name] and not name.startswith(FREE):
+            raise UserError(
+                f"{name} is {value}, and {run} was trained with {before[name]}; leave it out (evaluate.py takes "
+                "--evaluation.*, --training.device and --training.workers), or train another run with it"
+            )
 
 
 def measure(
@@ -107,7 +132,7 @@ def measure(
     for k in evaluation.kway:
         for way, (queries, targets) in ways.items():
             name = f"{k}way_recall_at_1_{way}"
-            add(name, ranks[way].kway_success_probabilities(k), 1 / k)
+            add(name, ranks[way].kway_success_probabilities(k), ranks[way].kway_chance(k))
             if evaluation.sampled_repeats:
                 figures[name]["sampled"] = metrics.sampled_kway_recall_at_1(
                     queries, targets, k, groups, repeats=evaluation.sampled_repeats, seed=settings.seed
@@ -115,24 +140,22 @@ def measure(
 
     for way in ways:
         best, best_groups = ranks[way].best, ranks[way].best_groups
-        gallery = len(np.unique(groups)) if way == "text_to_image" else len(rows)
         for k in evaluation.recall_at:
-            add(f"recall_at_{k}_{way}", (best <= k).astype(float), min(k / gallery, 1.0), best_groups)
-        figures[f"median_rank_{way}"] = {"value": float(np.median(best)), "chance": (gallery + 1) / 2}
+            add(f"recall_at_{k}_{way}", (best <= k).astype(float), ranks[way].recall_chance(k), best_groups)
+        figures[f"median_rank_{way}"] = {"value": float(np.median(best)), "chance": ranks[way].median_rank_chance()}
 
     neighbors = {str(evaluation.preservation_k): evaluation.preservation_k, "1_percent": max(round(len(rows) / 100), 1)}
-    for label in [label for label, k in neighbors.items() if k >= len(rows) - 1]:
+    for label in [label for label, k in neighbors.items() if k >= metrics.neighbor_candidates(groups).min()]:
         print(f"neighborhood preservation of {neighbors.pop(label)} neighbors is left out: there are {len(rows)} pairs")
-    shares = metrics.all_preserved_shares([x, y], reference, list(neighbors.values())) if neighbors else ()
+    shares = metrics.all_preserved_shares([x, y], reference, list(neighbors.values()), groups) if neighbors else ()
     for modality, of_modality in zip(("images", "texts"), shares, strict=False):
         for (label, k), values in zip(neighbors.items(), of_modality, strict=True):
-            add(f"preservation_{label}_{modality}", values, metrics.preservation_chance(len(rows), k))
+            add(f"preservation_{label}_{modality}", values, metrics.preservation_chance(len(rows), k, groups))
 
     for way, queries, targets, query_labels, target_labels, query_groups in by_category(x, y, data, rows):
         precisions = metrics.average_precisions(queries, targets, query_labels, target_labels)
         judged = ~np.isnan(precisions)
-        share = np.bincount(target_labels, minlength=len(data.category_names)) / len(target_labels)
-        chance = float(share[query_labels[judged]].mean())
+        chance = float(metrics.average_precision_chances(query_labels[judged], target_labels).mean())
         add(f"map_{way}", precisions[judged], chance, query_groups[judged])
     return figures, pa.table(columns)
 

@@ -9,7 +9,7 @@ Reads pairs.parquet and the images. Writes WORK/image_features/vectors.npy, one 
 
 from artifacts import EXTRACT_IMAGES, PREPARE, is_up_to_date, making, output_paths, require, write_array
 from config import make_parser, parse_settings, run_script
-from encoding import cached_features, images_digest
+from encoding import cached_features, made_from
 from pairs import load_images
 from runs import choose_device
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     settings, _, _ = parse_settings(make_parser(__doc__), argv)
     require(PREPARE, settings)
     images = load_images(settings.work_folder)
-    published = {"images": images_digest(images)}
+    published = made_from(settings, images)
     if is_up_to_date(EXTRACT_IMAGES, settings, published):
         return
     with making(EXTRACT_IMAGES, settings, published) as figures:

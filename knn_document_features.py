@@ -36,6 +36,8 @@ from neighbors import Found, category_share, find_neighbors
 from pairs import distinct, numbered, read_pairs, rows_of_split
 
 TEXTS_SHOWN, NEIGHBORS_SHOWN = 3, 10
+LARGEST_K_FILLED_UP = 10_000
+"""A k above this, and above the number of texts, is a mistake that would only fill memory with -1."""
 
 
 def vectors_of_space(settings: Settings) -> np.ndarray:
@@ -97,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = train[np.diff(offsets)[train] > 0]
     if len(rows) < 2:
         raise UserError(f"{work} has {len(rows)} train texts with a known word, and neighbors take two; get more pairs")
+    if k > max(len(rows), LARGEST_K_FILLED_UP):
+        raise UserError(f"neighbors.k is {k} and there are {len(rows)} train texts; lower it")
     if k >= len(rows):
         print(f"neighbors.k is {k} and there are {len(rows)} train texts: the table is filled up with -1")
     groups = (numbered(pairs["image_id"])[rows], same_words(tokens, offsets, rows))

@@ -171,16 +171,6 @@ def triplet_brackets(anchor_positive: Tensor, anchor_negative: Tensor, *, margin
     return 2 * anchor_negative - 2 * anchor_positive[:, None] + margin
 
 
-def active_triplets(brackets: Tensor, negative_mask: Tensor | None = None) -> Tensor:
-    """Share of the unmasked triplets whose bracket is positive, that is, which have a gradient under a hinge: a scalar.
-
-    brackets: (B, M), from `angular_brackets` or `triplet_brackets`. negative_mask as for `angular_npairs_loss`. Where
-    every triplet is masked, none is active: 0. Raises ValueError where the shapes do not fit.
-    """
-    mask = _checked_mask(negative_mask, brackets)
-    return ((brackets > 0) & mask).sum() / mask.sum().clamp(min=1)
-
-
 def _full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 

@@ -39,6 +39,10 @@ class PairRanks:
     """(q,) int64: of every distinct query, its best-ranked own target's rank among all targets, from 1."""
     best_groups: np.ndarray
     """(q,): these queries' groups."""
+    best_possible: np.ndarray
+    """(q,) int64: these queries' items of other groups."""
+    best_own: np.ndarray
+    """(q,) int64: these queries' own items."""
 
     def kway_success_probabilities(self, k: int) -> np.ndarray:
         """As the function of that name. ValueError for k < 2, and where a query has no possible negative."""
@@ -49,6 +53,38 @@ class PairRanks:
             left = self.possible - drawn
             probabilities *= np.where(left > 0, np.maximum(left - self.closer, 0) / np.maximum(left, 1), 1.0)
         return probabilities
+
+    # What a random ranking is expected to score. An item is as likely to stand in any place as in any other.
+
+    def kway_chance(self, k: int) -> float:
+        """Of k-way Recall@1: the mean of 1 / (1 + min(k − 1, N)), N the possible negatives. ValueError as above."""
+        _check_kway(k, self.possible)
+        return _mean(1 / (1 + np.minimum(k - 1, self.possible)))
+
+    def recall_chance(self, k: int) -> float:
+        """Of Recall@K: the mean of 1 − C(n − c, K) / C(n, K), of n items c being the query's own."""
+        kinds, of_query = np.unique(np.column_stack([self.best_possible, self.best_own]), axis=0, return_inverse=True)
+        recalls = []
+        for others, own in kinds.tolist():
+            drawn = min(k, others + own)
+            ways = math.comb(others + own, drawn)
+            recalls.append((ways - math.comb(others, drawn)) / ways)  # of whole numbers: no rounding but the last
+        return _mean(np.array(recalls)[of_query.reshape(-1)])
+
+    def median_rank_chance(self) -> float:
+        """Of the median rank: the median of the ranks' distribution, P(rank > r) = C(n − c, r) / C(n, r)."""
+        kinds, counts = np.unique(np.column_stack([self.best_possible, self.best_own]), axis=0, return_counts=True)
+        beyond = np.zeros(kinds[:, 0].max() + 1)  # P(rank > r) at r - 1
+        for (others, own), count in zip(kinds.tolist(), counts, strict=True):
+            drawn = np.arange(others)
+            beyond[:others] += np.cumprod((others - drawn) / (others + own - drawn)) * count / counts.sum()
+        # Halfway between the two middle ranks where the half is reached exactly, but for rounding.
+        return 1 + float(np.mean([(beyond > 0.5 + 1e-9).sum(), (beyond >= 0.5 - 1e-9).sum()]))
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean, without rounding where all values are equal."""
+    return float(values[0] + (values - values[0]).mean())
 
 
 def rank_pairs(queries: Matrix, targets: Matrix, groups: Labels | None = None) -> PairRanks:
@@ -66,7 +102,9 @@ def rank_pairs(queries: Matrix, targets: Matrix, groups: Labels | None = None) -
     closer, closer_than_best = gallery.closer_negatives(queries, groups)
     _, query = _distinct(queries.flatten(1))
     _, row = np.unique(groups * (int(query.max()) + 1) + query, return_index=True)
-    return PairRanks(closer, gallery.possible_negatives(groups), 1 + closer_than_best[row], labels[row])
+    possible = gallery.possible_negatives(groups)
+    own = len(gallery.item_group) - possible[row]
+    return PairRanks(closer, possible, 1 + closer_than_best[row], labels[row], possible[row], own)
 
 
 # --- k-way Recall@1 --------------------------------------------------------------------------------------------------
@@ -155,41 +193,37 @@ def recall_at_k(queries: Matrix, targets: Matrix, ks: Sequence[int], groups: Lab
     return {**recalls, "median_rank": float(np.floor(np.median(ranks)))}
 
 
-def best_ranks(queries: Matrix, targets: Matrix, groups: Labels | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of every query's best-ranked own target among all targets, from 1, and the query's group.
-
-    Two arrays of the length of the distinct queries, ordered by group: `best` and `best_groups` of `rank_pairs`, with
-    the same arguments and errors.
-    """
-    ranks = rank_pairs(queries, targets, groups)
-    return ranks.best, ranks.best_groups
-
-
 # --- Neighborhood preservation ---------------------------------------------------------------------------------------
 
 
-def neighborhood_preservation(embeddings: Matrix, reference: Matrix, k: int = 200) -> float:
+def neighborhood_preservation(
+    embeddings: Matrix, reference: Matrix, k: int = 200, groups: Labels | None = None
+) -> float:
     """Mean share of the k nearest neighbors in `reference` that are also among the k nearest in `embeddings`.
 
     The paper's Sec. 4.3, Table 3. The mean of `preserved_shares`, with the same arguments and errors.
     """
-    return float(preserved_shares(embeddings, reference, k).mean())
+    return float(preserved_shares(embeddings, reference, k, groups).mean())
 
 
-def preserved_shares(embeddings: Matrix, reference: Matrix, k: int = 200) -> np.ndarray:
+def preserved_shares(embeddings: Matrix, reference: Matrix, k: int = 200, groups: Labels | None = None) -> np.ndarray:
     """Per item, |Ψ_M ∩ Ψ_Ω| / |Ψ_Ω|: the share of its k nearest in `reference` kept in `embeddings`. (n,) float64.
 
-    An item is no neighbor of its own. Where several are tied at the k-th place (many texts may be the same
-    boilerplate), the share is its expectation over breaking these ties at random.
+    An item is no neighbor of its own, nor are those of its group, in neither space: all captions of an image have that
+    image, at distance 0. Where several are tied at the k-th place (many texts may be the same boilerplate), the share
+    is its expectation over breaking these ties at random.
 
-    embeddings: (n, d), reference: (n, d') with one vector an item, rows aligned; k above n − 1 is taken as n − 1.
-    Raises ValueError for other shapes, values that are not finite, k < 1 and n < 2. For several k or several spaces,
-    `all_preserved_shares` looks up the neighbors but once.
+    embeddings: (n, d), reference: (n, d') with one vector an item, rows aligned. groups: (n,), None for all different.
+    A k above the number of items outside the largest group (n − 1 where all are different) is taken as that number.
+    Raises ValueError for other shapes, values that are not finite, k < 1 and fewer than two groups. For several k or
+    several spaces, `all_preserved_shares` looks up the neighbors but once.
     """
-    return all_preserved_shares([embeddings], reference, [k])[0, 0]
+    return all_preserved_shares([embeddings], reference, [k], groups)[0, 0]
 
 
-def all_preserved_shares(spaces: Sequence[Matrix], reference: Matrix, ks: Sequence[int]) -> np.ndarray:
+def all_preserved_shares(
+    spaces: Sequence[Matrix], reference: Matrix, ks: Sequence[int], groups: Labels | None = None
+) -> np.ndarray:
     """`preserved_shares` of every space (images, texts, …) for every k, with the same errors: (spaces, ks, n)."""
     if np.ndim(reference) != 2:
         raise ValueError(f"reference must be (n, d), got {np.ndim(reference)} dimensions")
@@ -198,16 +232,19 @@ def all_preserved_shares(spaces: Sequence[Matrix], reference: Matrix, ks: Sequen
     for space in vectors[1:]:
         if len(space) != n:
             raise ValueError(f"embeddings and reference must have as many rows, got {len(space)} and {n}")
+    groups = _group_codes(groups, n)
+    candidates = int(neighbor_candidates(groups).min())
     for k in ks:
-        _check_neighbors(n, k)
-    ks = [min(k, n - 1) for k in ks]
+        _check_neighbors(candidates, k)
+    ks = [min(k, candidates) for k in ks]
+    group = torch.from_numpy(groups).to(vectors[0].device)
     galleries = [_Gallery(space) for space in vectors]
     shares = np.empty((len(spaces), len(ks), n))
     widest = max(gallery.width(space) for gallery, space in zip(galleries, vectors, strict=True))
     for rows in _blocks(n, widest):
-        scores, nearest = _nearest(galleries[0], vectors[0], rows, max(ks))
+        scores, nearest = _nearest(galleries[0], vectors[0], group, rows, max(ks))
         for i, (gallery, space) in enumerate(zip(galleries[1:], vectors[1:], strict=True)):
-            own_scores, own_nearest = _nearest(gallery, space, rows, max(ks))
+            own_scores, own_nearest = _nearest(gallery, space, group, rows, max(ks))
             for j, k in enumerate(ks):
                 kept = own_scores.gather(1, nearest.indices[:, :k]) >= own_nearest.values[:, k - 1 : k]
                 share = kept.double().mean(dim=1)
@@ -221,21 +258,40 @@ def all_preserved_shares(spaces: Sequence[Matrix], reference: Matrix, ks: Sequen
     return shares
 
 
-def preservation_chance(n: int, k: int = 200) -> float:
-    """What `neighborhood_preservation` expects of unrelated spaces over n items: k / (n − 1). ValueError as there."""
-    _check_neighbors(n, k)
-    return min(k, n - 1) / (n - 1)
+def preservation_chance(n: int, k: int = 200, groups: Labels | None = None) -> float:
+    """What `neighborhood_preservation` expects of unrelated spaces over n items, with the same errors.
+
+    The mean of k over the number of items of other groups, k / (n − 1) where all groups are different.
+    """
+    candidates = neighbor_candidates(_group_codes(groups, n))
+    fewest = int(candidates.min())
+    _check_neighbors(fewest, k)
+    return _mean(min(k, fewest) / candidates)
 
 
-def _check_neighbors(n: int, k: int) -> None:
-    if n < 2 or k < 1:
-        raise ValueError(f"neighbors need at least two items and k of at least 1, got n = {n} and k = {k}")
+def neighbor_candidates(groups: Labels) -> np.ndarray:
+    """How many items of other groups than its own every item has, (n,) int64. groups: (n,)."""
+    codes = _group_codes(groups, len(groups))
+    return len(codes) - np.bincount(codes)[codes]
 
 
-def _nearest(gallery: "_Gallery", vectors: Tensor, rows: slice, k: int) -> tuple[Tensor, torch.return_types.topk]:
-    """Scores of all n items for the rows' items, (rows, n), and the k + 1 highest, nearest first."""
+def _check_neighbors(candidates: int, k: int) -> None:
+    if candidates < 1 or k < 1:
+        raise ValueError(
+            f"neighbors need at least two items of different groups and k of at least 1, got {candidates} to choose "
+            f"from and k = {k}"
+        )
+
+
+def _nearest(
+    gallery: "_Gallery", vectors: Tensor, groups: Tensor, rows: slice, k: int
+) -> tuple[Tensor, torch.return_types.topk]:
+    """Scores of all n items for the rows' items, (rows, n), and the k + 1 highest, nearest first.
+
+    Items of a row's own group, the row itself first of all, have a score of −inf.
+    """
     scores = gallery.row_scores(vectors[rows])
-    scores.diagonal(rows.start).fill_(-math.inf)
+    scores.masked_fill_(groups[rows, None] == groups, -math.inf)
     return scores, scores.topk(k + 1, dim=1)
 
 
@@ -356,6 +412,25 @@ def _relevant_places(
             at_least_as_close = len(targets) - torch.searchsorted(_sorted(scores), relevant_scores)
             relevant_among_them = len(relevant) - torch.searchsorted(relevant_scores, relevant_scores)
             yield of_label[rows], at_least_as_close, relevant_among_them
+
+
+def average_precision_chances(query_labels: Labels, target_labels: Labels) -> np.ndarray:
+    """Per query, the average precision that a random ranking is expected to have, NaN where none is relevant: (n,).
+
+    Of m targets R are relevant. One of these at place r has (r − 1)(R − 1) / (m − 1) others before it in the mean, and
+    is at any place with probability 1/m: p + (1 − p) H / m, with p = (R − 1) / (m − 1) and H = 1 + 1/2 + … + 1/m.
+
+    query_labels: (n,), target_labels: (m,), integers or strings. Raises ValueError where there is no target.
+    """
+    query_labels, target_labels = _array(query_labels), _array(target_labels)
+    m = len(target_labels)
+    if m == 0:
+        raise ValueError("target_labels must not be empty")
+    labels, counts = np.unique(target_labels, return_counts=True)
+    place = np.minimum(np.searchsorted(labels, query_labels), len(labels) - 1)
+    relevant = np.where(labels[place] == query_labels, counts[place], np.nan)
+    others = (relevant - 1) / max(m - 1, 1)
+    return others + (1 - others) * (1 / np.arange(1, m + 1)).sum() / m
 
 
 def _sorted(scores: Tensor) -> Tensor:

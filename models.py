@@ -71,6 +71,21 @@ class Backbone(nn.Module):
         # Inception and GoogLeNet return their auxiliary outputs too while training.
         return features[0] if isinstance(features, tuple) else features
 
+    @torch.no_grad()
+    def demand_size(self, size: int) -> None:
+        """Raise UserError where images of size x size do not pass through, as those too small for its last kernels."""
+        mode = self.training
+        try:
+            self.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.mean.device))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"model.image.size {size} does not do for model.image.backbone {self.name} ({reason}); choose another, "
+                "such as 224"
+            ) from None
+        finally:
+            self.train(mode)
+
     def feature_map(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 pixels to the feature map (B, C, h, w) before the last global average pooling.
 
@@ -161,6 +176,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, settings: config.ImageEncoder, dimensions: int) -> None:
         super().__init__()
         self.backbone = Backbone(settings.backbone, settings.weights)
+        self.backbone.demand_size(settings.size)
         self.trainable = settings.trainable
         self.backbone.requires_grad_(self.trainable)
         self.project = nn.Linear(self.backbone.features, dimensions)

@@ -32,6 +32,10 @@ from sources import SOURCES, Row
 PUBLISHED = pa.schema([(name, pa.string()) for name in "label image_path text image_id category split".split()])
 
 
+FEWEST_IMAGES = 2
+"""Images that val and test need: a query's pair is told from those of other images."""
+
+
 class Rejection(NamedTuple):
     """Why a row is left out; rows are counted by `kind`."""
 
@@ -73,7 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         figures |= summary(table, rejected, splits, image_numbers)
         print(as_text(figures), flush=True)
-        demand_all_splits(figures, work / "rejected.jsonl")
+        images_of = {name: len(np.unique(image_numbers[splits == number])) for number, name in enumerate(SPLITS)}
+        demand_all_splits(figures, images_of, work / "rejected.jsonl")
         write_pairs(work / "pairs.parquet", with_splits(kept, splits), published.root)
         if published.articles:
             articles = tqdm(published.articles(), desc="articles", unit="article", disable=None)
@@ -286,10 +291,10 @@ def assign_splits(
     draw = [hashlib.blake2b(f"{seed} {image_ids[image]}".encode(), digest_size=8).digest() for image in drawn.tolist()]
     drawn = drawn[np.argsort(np.array(draw, dtype="S8").view(">u8"), kind="stable")]
     split_of = np.full(len(image_ids), -1)
-    val = max(1, round(len(drawn) * val_share))
+    val = max(FEWEST_IMAGES, round(len(drawn) * val_share))
     split_of[drawn[:val]] = SPLITS.index("val")
     if published is None:
-        test = max(1, round(len(drawn) * test_share))
+        test = max(FEWEST_IMAGES, round(len(drawn) * test_share))
         split_of[drawn[val : val + test]] = SPLITS.index("test")
     return np.where(split_of[images] >= 0, split_of[images], splits)
 
@@ -327,15 +332,22 @@ def as_text(figures: dict) -> str:
     return "\n".join(f"{name:28}{count:>12,}" for name, count in lines)
 
 
-def demand_all_splits(figures: dict, rejected: Path) -> None:
-    """Raise UserError where there is nothing to train on, to validate on or to test on, and say where the rows went."""
+def demand_all_splits(figures: dict, images: dict[str, int], rejected: Path) -> None:
+    """Raise UserError where there is nothing to train on, to validate on or to test on, and say where the rows went.
+
+    `images` counts the images of each split.
+    """
     empty = [name for name, count in figures["splits"].items() if not count]
     if not figures["published"]:
         raise UserError("the published files hold no rows; check dataset.root and dataset.manifest")
-    if empty:
+    lonely = [name for name in ("val", "test") if images[name] < FEWEST_IMAGES]
+    if empty or lonely:
+        what = f"no rows for {' and '.join(empty)}"
+        if not empty:
+            what = f"fewer than {FEWEST_IMAGES} images for {' and '.join(lonely)}"
         counts = ", ".join(f"{count} {kind}" for kind, count in figures["rejected"].items()) or "none"
         raise UserError(
-            f"no rows for {' and '.join(empty)}: of {figures['published']} published rows {figures['kept']} are left, "
+            f"{what}: of {figures['published']} published rows {figures['kept']} are left, "
             f"rejected were: {counts} ({rejected} names each)"
         )
 

@@ -11,8 +11,10 @@ where it was. Writes OUT/tableN.md and OUT/tableN.json, and the scripts' own out
 
 import contextlib
 import dataclasses
+import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ import train_doc2vec
 import train_siamese_labels
 import tune_loss_weights
 from artifacts import read_json, write_json, write_text
-from config import Settings, UserError, make_parser, parse_settings, run_script, without
+from config import Settings, UserError, flatten, make_parser, parse_settings, run_script, without
 from pairs import distinct, read_pairs, rows_of_split
 from runs import read_run
 from sources import openclipart
@@ -81,7 +83,11 @@ def main(argv: list[str] | None = None) -> None:
         names = [method.name for group in table.groups for method in group if method in methods]
         if not names:
             continue
-        columns = columns_of(table, settings)
+        columns = [column for column in columns_of(table, settings) if is_measured(column, names, figures)]
+        for column in [column for column in columns_of(table, settings) if column not in columns]:
+            print(f"table {table.number}: {column} is left out: evaluate.py did not measure it on every run")
+        if not columns:
+            raise UserError(f"nothing of table {table.number} was measured; lower evaluation.preservation_k")
         values = {
             name: {column: [run[column]["value"] for run in figures[name]] for column in columns} for name in names
         }
@@ -122,6 +128,18 @@ def columns_of(table: tables.Table, settings: Settings) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
+def is_measured(column: str, names: list[str], figures: Mapping[str, list[Mapping[str, object]]]) -> bool:
+    """Whether all runs of these methods have the figure; a small test split has no 200 neighbors to preserve."""
+    return all(column in run for name in names for run in figures[name])
+
+
+def evaluation_flags(settings: Settings) -> list[str]:
+    """Flags that ask evaluate.py for what these settings ask for, whatever a run was trained with."""
+    values = {name: value for name, value in flatten(settings).items() if name.startswith("evaluation.")}
+    shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return [word for name, value in shown.items() for word in (f"--{name}", value)]
+
+
 def trained(method: Method, seed: int, settings: Settings, shared: list[str]) -> Path | None:
     """The evaluated run of a method with one seed: trains and evaluates what is not there yet.
 
@@ -150,7 +168,7 @@ def trained(method: Method, seed: int, settings: Settings, shared: list[str]) ->
         given = [f"{weight:g}" for weight in weights]
         runs.append(train_cross_modal_retrieval_model.main([*given, *base, *words, "--resume", "--refresh"]))
     best = max(runs, key=lambda run: read_json(run / "run.json")["val_recall_at_1"])
-    evaluate.main(["--run", str(best)])
+    evaluate.main(["--run", str(best), *evaluation_flags(settings)])
     return best
 
 

@@ -20,8 +20,10 @@ from artifacts import (
     write_text,
 )
 from config import Settings, UserError, flatten, load_settings
+from encoding import made_from
 from fine_grained import by_neighbors, siamese_step
 from models import TwoStream, build_model
+from pairs import load_images
 
 # Settings that do not shape a run: they are left out of its name, and may change when it is resumed.
 NOT_OF_A_RUN = (
@@ -35,6 +37,9 @@ NOT_OF_A_RUN = (
     "training.workers",
     "training.log_every",
 )
+
+LAST_SECTION, LAST_SETTING = "evaluation", "batch_size"
+"""Every run's config.yaml has this setting, after all that shape the run: without it the file was cut off."""
 
 
 @dataclass
@@ -77,14 +82,28 @@ def steps_of_loss(settings: Settings, weights: Weights) -> list[Step]:
 
 
 def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
-    """Fingerprints of the files in WORK that a run is trained on, by name."""
+    """Fingerprints of the files in WORK that a run is trained on, by name; raises UserError where one is missing."""
     paths = [
         settings.work_folder / "pairs.parquet",
         settings.work_folder / "doc2vec" / "word_vectors.npy",
         *output_paths(EXTRACT_DOC2VEC, settings),
         *(path for step in steps_of_loss(settings, weights) for path in output_paths(step, settings)),
     ]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UserError(f"{missing[0]} is not there; run steps 0 to 3 with these settings (again)")
     return {str(path.relative_to(settings.work_folder)): fingerprint(path) for path in paths}
+
+
+def image_inputs(settings: Settings) -> dict[str, str]:
+    """Fingerprints of what a run is trained on outside WORK: the image files and, from a file, the backbone's weights.
+
+    Raises UserError where they are not there.
+    """
+    made = made_from(settings, load_images(settings.work_folder))
+    found = {"set of image files": str(made["images"])}
+    if settings.model.image.weights not in ("imagenet", "none"):
+        found["file model.image.weights"] = str(made["weights"])
+    return found
 
 
 def what_changed_since(run: Path, settings: Settings) -> str | None:
@@ -98,8 +117,10 @@ def what_changed_since(run: Path, settings: Settings) -> str | None:
             return f"with {name} {before[name]}, and the settings now say {now[name]}"
     if (run / "inputs.json").exists():
         trained_on, there = read_json(run / "inputs.json"), run_inputs(settings, weights)
-        for name in there:
-            if trained_on.get(name) != there[name]:
+        if trained_on.keys() - there.keys():  # runs of earlier versions do not name the images
+            there |= image_inputs(settings)
+        for name, value in trained_on.items():
+            if there.get(name) != value:
                 return f"on another {name}"
     return None
 
@@ -119,7 +140,7 @@ def start_run(run: Path, settings: Settings, weights: Weights, *, resume: bool) 
     """
     if not (run / "config.yaml").exists():
         clear_run(run)
-        write_json(run / "inputs.json", run_inputs(settings, weights))
+        write_json(run / "inputs.json", run_inputs(settings, weights) | image_inputs(settings))
         tree = {"weights": asdict(weights), **asdict(settings)}
         write_text(run / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         return True
@@ -134,12 +155,19 @@ def start_run(run: Path, settings: Settings, weights: Weights, *, resume: bool) 
 
 
 def read_run(run: Path) -> tuple[Settings, Weights]:
-    """Settings and loss weights of a run; raises UserError where there is no run."""
+    """Settings and loss weights of a run; raises UserError where there is no run, or its config.yaml is broken.
+
+    A setting that is newer than the run takes its default.
+    """
     path = run / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run} is no run of train_cross_modal_retrieval_model.py: it has no config.yaml")
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    weights = Weights(**tree.pop("weights"))
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        weights = Weights(**tree.pop("weights"))
+        tree[LAST_SECTION][LAST_SETTING]
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        raise UserError(f"{path} is broken or cut off; train the run anew with --overwrite") from None
     return load_settings(tree), weights
 
 

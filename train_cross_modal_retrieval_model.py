@@ -222,7 +222,7 @@ class Trainer:
             self.optimizer.step()
             self.step += 1
             if self.step % training.log_every == 0:
-                self.log_losses(board, terms)
+                self.log_losses(board, batch, terms)
         pairs_a_second = len(self.data.rows["train"]) / (time.monotonic() - started)
         board.add_scalar("speed/pairs_a_second", pairs_a_second, self.step)
 
@@ -281,16 +281,19 @@ class Trainer:
             terms["l_mmd"] = losses.mmd_loss(x[:size], y[:size])
         return terms
 
-    def log_losses(self, board: SummaryWriter, terms: dict[str, Tensor]) -> None:
-        """The authors' tags."""
+    def log_losses(self, board: SummaryWriter, batch: BatchPlan, terms: dict[str, Tensor]) -> None:
+        """The authors' tags; a warning where the batch has negatives, and none is near enough to have a gradient."""
         board.add_scalar("data/train_loss", losses.weighted_sum(terms, self.term_weights).item(), self.step)
         for name, value in terms.items():
             board.add_scalar(f"data/{name}", value.item(), self.step)
-        hinged = not self.pairwise and (self.settings.loss.base != "angular" or self.settings.loss.form == "hinge")
-        if hinged and terms["l_i2t"].item() == 0:
+        angular = self.settings.loss.base == "angular"
+        if self.pairwise or (angular and self.settings.loss.form == "logsumexp"):
+            return  # every triplet has a gradient
+        inactive = all(terms[name].item() == 0 for name, weight in self.weights.of_terms().items() if weight)
+        if inactive and len(np.unique(self.data.image_ids[batch.rows])) > 1:
             tqdm.write(
                 f"warning: no triplet of the batch of step {self.step} is active, nothing is learned from it; "
-                "lower loss.tan_squared_alpha, or raise loss.margin"
+                f"{'lower loss.tan_squared_alpha' if angular else 'raise loss.margin'}"
             )
 
     @torch.no_grad()
@@ -347,8 +350,9 @@ class Trainer:
                 "best_epoch": self.best_epoch,
                 "best_recall": self.best_recall,
             }
-        with written_whole(path) as beside:
-            torch.save(state, beside)
+        # Given a path, torch.save would write the file's passing name into the file.
+        with written_whole(path) as beside, beside.open("wb") as file:
+            torch.save(state, file)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; raises UserError where it is broken or another model's."""

@@ -40,7 +40,7 @@ from artifacts import (
     write_json,
     write_text,
 )
-from config import Settings, flatten, make_parser, parse_settings, run_script, without
+from config import Settings, UserError, flatten, make_parser, parse_settings, run_script, without
 from datasets import Prepared, load_prepared
 from encoding import ImageSource, image_source
 from models import build_model
@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> dict[str, Weights]:
     """Search; returns the best weights of each search."""
     argv = sys.argv[1:] if argv is None else argv
     settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    if settings.loss.base == "fine_grained":
+        raise UserError("loss.base fine_grained has no SYM to search; take angular, triplet or struc")
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS):
         require(step, settings)
     be_deterministic(settings)

@@ -1,13 +1,27 @@
 """Whole files, stamps, and what is said when an input has changed."""
 
 import errno
+import os
+import platform
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import artifacts
-from artifacts import Step, is_up_to_date, making, read_array, require, what_changed, write_array, written_whole
+from artifacts import (
+    Step,
+    is_up_to_date,
+    making,
+    read_array,
+    read_json,
+    require,
+    what_changed,
+    write_array,
+    write_json,
+    written_whole,
+)
 from config import Settings, UserError
 
 FIRST = Step("first.py", "first.json", (), ("a.txt",), ("seed", "training.batch_size"))
@@ -94,6 +108,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    path, host = tmp_path / "list[1].json", platform.node()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    leftover, alive = (tmp_path / f".list[1].json.{host}.{pid}.part.json" for pid in (dead.pid, os.getppid()))
+    elsewhere = tmp_path / f".list[1].json.not-{host}.{dead.pid}.part.json"
+    another = tmp_path / f".other.json.{host}.{dead.pid}.part.json"
+    for part in (leftover, alive, elsewhere, another):
+        part.write_text("half")
+    write_json(path, {})
+    assert sorted(tmp_path.iterdir()) == sorted([path, alive, elsewhere, another])
+
+
+def test_a_stamp_holds_the_sizes_of_outputs_and_no_more(settings: Settings) -> None:
+    make_first(settings)
+    assert read_json(settings.work_folder / "first.json")["outputs"] == {"a.txt": {"size": 3}}
 
 
 def test_a_broken_array_is_refused(tmp_path: Path) -> None:

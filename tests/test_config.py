@@ -46,6 +46,13 @@ def test_shipped_configs_are_valid(path: Path) -> None:
     assert not mistakes(load_settings(path))
 
 
+def test_a_seed_that_gensim_does_not_take_is_a_mistake() -> None:
+    assert mistakes(Settings(seed=5_000_000_000)) == [
+        "seed is 5000000000 and must be below 2^32, as gensim takes no more"
+    ]
+    assert not mistakes(Settings(seed=2**32 - 1))
+
+
 def test_paper_config_says_what_the_defaults_are() -> None:
     assert load_settings(ROOT / "configs" / "paper.yaml") == Settings()
 

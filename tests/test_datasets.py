@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from scipy import stats
 
-from config import UserError
-from datasets import FeatureSource, ImageFiles, Neighbors, OtherTexts, PixelSource, Prepared, plan_epoch
-from pairs import Images
+from config import Settings, UserError
+from datasets import FeatureSource, ImageFiles, Neighbors, OtherTexts, PixelSource, Prepared, load_prepared, plan_epoch
+from pairs import SCHEMA, Images, write_pairs
 
 
 def prepared(pairs: int = 12) -> Prepared:
@@ -117,6 +118,27 @@ def test_an_epoch_takes_every_pair_once_and_depends_on_seed_and_epoch_alone() ->
     assert not all(np.array_equal(left.rows, right.rows) for left, right in zip(plan, other, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("pairs", "batch_size", "sizes"),
+    [
+        (9, 4, [4, 5]),
+        (10, 4, [4, 4, 2]),
+        (8, 4, [4, 4]),
+        (3, 1, [1, 1, 1]),
+        (1, 4, [1]),
+        (3, 2, [3]),
+        (128, 127, [128]),
+    ],
+)
+def test_a_pair_is_never_left_alone(pairs: int, batch_size: int, sizes: list[int]) -> None:
+    plan = plan_epoch(np.arange(pairs), None, batch_size, flip=True, seed=0, epoch=1)
+    assert [len(batch.rows) for batch in plan] == sizes
+    assert [len(batch.neighbor_flips) for batch in plan] == sizes
+    whole = plan_epoch(np.arange(pairs), None, pairs, flip=True, seed=0, epoch=1)[0]
+    assert np.concatenate([batch.rows for batch in plan]).tolist() == whole.rows.tolist()
+    assert np.concatenate([batch.flips for batch in plan]).tolist() == whole.flips.tolist()
+
+
 def test_flips_are_fair_and_can_be_turned_off() -> None:
     rows = np.arange(4000)
     plan = plan_epoch(rows, None, 4000, flip=True, seed=0, epoch=1)[0]
@@ -130,6 +152,26 @@ def test_a_pair_goes_with_its_own_neighbor() -> None:
     table = neighbors([[row + 100] for row in rows])
     for batch in plan_epoch(rows, table, 3, flip=False, seed=0, epoch=1):
         assert (batch.neighbors == batch.rows + 100).all()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_val_and_test_need_two_images(tmp_path: Path, split: str) -> None:
+    splits = ["train", "val", "val", "test", "test"]
+    rows = [
+        {"image_id": str(n), "image_path": f"{n}.png", "text": "a word", "category": None, "split": name}
+        for n, name in enumerate(splits)
+    ]
+    settings = Settings(work=str(tmp_path))
+    (tmp_path / "doc2vec").mkdir()
+    np.save(tmp_path / "doc2vec" / "tokens.npy", np.full(20, 3, dtype=np.int32))
+    np.save(tmp_path / "doc2vec" / "offsets.npy", np.arange(0, 24, 4))
+    write_pairs(tmp_path / "pairs.parquet", [pa.RecordBatch.from_pylist(rows, SCHEMA)], tmp_path)
+    assert len(load_prepared(settings).rows[split]) == 2
+    first, second = [n for n, name in enumerate(splits) if name == split]
+    rows[second] |= {"image_id": str(first), "image_path": f"{first}.png"}
+    write_pairs(tmp_path / "pairs.parquet", [pa.RecordBatch.from_pylist(rows, SCHEMA)], tmp_path)
+    with pytest.raises(UserError, match=f"one image only of split {split}"):
+        load_prepared(settings)
 
 
 # Images
@@ -166,6 +208,16 @@ def test_an_image_that_became_unreadable_is_named(files: ImageFiles) -> None:
     (files.images.root / "2.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"2\.png was readable"):
         files[2]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_in_one_line_by_workers_too(files: ImageFiles, workers: int) -> None:
+    path = files.images.root / "2.png"
+    path.write_bytes(b"")
+    source = PixelSource(files, workers, torch.device("cpu"))
+    with pytest.raises(UserError) as caught:
+        list(source.batches([(np.array([0, 1]), np.zeros(2, bool)), (np.array([3, 2]), np.zeros(2, bool))]))
+    assert str(caught.value) == f"{path} was readable when it was prepared and now is not: the file is empty"
 
 
 def test_max_words_cuts_a_text_after_so_many() -> None:

@@ -17,12 +17,13 @@ from sklearn.metrics import average_precision_score
 import metrics
 from metrics import (
     all_preserved_shares,
+    average_precision_chances,
     average_precisions,
-    best_ranks,
     bootstrap_interval,
     kway_recall_at_1,
     kway_success_probabilities,
     mean_average_precision,
+    neighbor_candidates,
     neighborhood_preservation,
     paired_t_interval,
     preservation_chance,
@@ -155,7 +156,7 @@ def test_equal_vectors_tie_wherever_they_stand(n: int, d: int) -> None:
     assert kway_recall_at_1(queries, doubled, 2 * n) == 0
     if n == 7:  # where drawing all of them is cheap
         assert sampled_kway_recall_at_1(queries, doubled, 2 * n, repeats=1, seed=0) == 0
-    ranks, _ = best_ranks(queries, doubled)
+    ranks = rank_pairs(queries, doubled).best
     assert ranks.min() >= 2
 
 
@@ -188,7 +189,7 @@ def test_kway_falls_with_k(seed: int, n: int) -> None:
     queries, targets = noisy_pairs(n, 2, seed)
     recalls = [kway_recall_at_1(queries, targets, k) for k in range(2, n + 3)]
     assert all(earlier >= later - 1e-12 for earlier, later in itertools.pairwise(recalls))
-    ranks, _ = best_ranks(queries, targets)
+    ranks = rank_pairs(queries, targets).best
     assert recalls[0] == pytest.approx(np.mean((n - ranks) / (n - 1)))
     # Against the whole gallery it is Recall@1, that is, whether the nearest neighbor is the pair.
     nearest = ((queries[:, None].astype(np.float64) - targets) ** 2).sum(axis=2).argmin(axis=1)
@@ -218,7 +219,8 @@ def test_ranks(queries: np.ndarray, targets: np.ndarray, groups: np.ndarray | No
     for name, query in items_of(queries, groups):
         best = min(distance(query.astype(np.float32), v) for g, v in items if g == name)
         expected.append((name, 1 + sum(distance(query.astype(np.float32), v) <= best for g, v in items if g != name)))
-    ranks, query_groups = best_ranks(queries, targets, groups)
+    found = rank_pairs(queries, targets, groups)
+    ranks, query_groups = found.best, found.best_groups
     assert query_groups.dtype == names.dtype
     assert sorted(zip(query_groups.tolist(), ranks.tolist(), strict=True)) == sorted(expected)
     recalls = recall_at_k(queries, targets, (1, 5, 10), groups)
@@ -258,11 +260,105 @@ def test_every_rank_metric_can_be_read_off_one_ranking(
     for k in (2, 5):
         separately = kway_success_probabilities(queries, targets, k, groups)
         assert np.array_equal(ranks.kway_success_probabilities(k), separately)
-    best, best_groups = best_ranks(queries, targets, groups)
-    assert np.array_equal(ranks.best, best) and np.array_equal(ranks.best_groups, best_groups)
-    assert len(ranks.closer) == len(ranks.possible) == len(queries) >= len(best)
+    assert len(ranks.closer) == len(ranks.possible) == len(queries) >= len(ranks.best)
     with pytest.raises(ValueError, match="at least 2"):
         ranks.kway_success_probabilities(1)
+
+
+# --- What chance gives -----------------------------------------------------------------------------------------------
+
+
+def unrelated(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random embeddings of images, those of one group equal, and of their texts."""
+    return gaussian(int(groups.max()) + 1, 8, seed)[groups], gaussian(len(groups), 8, seed + 10_000)
+
+
+GROUPS = {
+    "one text an image": np.arange(40),
+    "five texts an image": np.repeat(np.arange(12), 5),
+    "one to nine texts an image": np.repeat(np.arange(15), [1, 9, 2, 5, 1, 1, 3, 7, 1, 5, 5, 2, 4, 1, 1]),
+}
+every_grouping = pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS.keys())
+
+
+@every_grouping
+@pytest.mark.parametrize("way", ["image to text", "text to image"])
+def test_rank_metrics_of_unrelated_embeddings_are_chance(groups: np.ndarray, way: str) -> None:
+    kway, recalls, ranks = (3, 20, 100), (1, 5, 10, 200), []
+    scores = []
+    for seed in range(400):
+        x, y = unrelated(groups, seed)
+        found = rank_pairs(x, y, groups) if way == "image to text" else rank_pairs(y, x, groups)
+        scores.append(
+            [found.kway_success_probabilities(k).mean() for k in kway] + [(found.best <= k).mean() for k in recalls]
+        )
+        ranks.append(found.best)
+    chance = [found.kway_chance(k) for k in kway] + [found.recall_chance(k) for k in recalls]
+    errors = np.std(scores, axis=0) / np.sqrt(len(scores))
+    assert (np.abs(np.mean(scores, axis=0) - chance) <= 4 * errors + 1e-9).all()
+    ranks = np.concatenate(ranks)
+    median = found.median_rank_chance()
+    assert (ranks < median).mean() <= 0.5 + 0.02
+    assert (ranks > median).mean() <= 0.5 + 0.02
+
+
+def test_rank_metrics_by_chance_by_hand() -> None:
+    x, y = unrelated(np.arange(7), 1)
+    ranks = rank_pairs(x, y)
+    assert [ranks.kway_chance(k) for k in (2, 5, 7, 100)] == [1 / 2, 1 / 5, 1 / 7, 1 / 7]
+    assert [ranks.recall_chance(k) for k in (1, 5, 7, 100)] == [1 / 7, 5 / 7, 1, 1]
+    assert ranks.median_rank_chance() == 4
+    assert rank_pairs(x[1:], y[1:]).median_rank_chance() == 3.5
+    groups = np.array([0, 0, 1])  # two texts of image 0, one of image 1
+    x, y = unrelated(groups, 1)
+    to_text, to_image = rank_pairs(x, y, groups), rank_pairs(y, x, groups)
+    # Image 0 has one text of another image against it, image 1 two: its texts are counted, not the images.
+    assert to_text.kway_chance(2) == pytest.approx(1 / 2)
+    assert to_text.kway_chance(3) == pytest.approx(np.mean([1 / 2, 1 / 2, 1 / 3]))
+    assert to_text.recall_chance(1) == pytest.approx(np.mean([2 / 3, 1 / 3]))
+    assert to_text.recall_chance(2) == pytest.approx(np.mean([1, 2 / 3]))
+    assert to_text.median_rank_chance() == 1.5  # rank 1 with probability 1/2
+    assert to_image.recall_chance(1) == 1 / 2
+    assert to_image.kway_chance(20) == 1 / 2
+    assert to_image.median_rank_chance() == 1.5
+    with pytest.raises(ValueError, match="at least 2"):
+        to_text.kway_chance(1)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 100, 497])
+def test_chance_with_different_images_is_k_over_n_to_the_last_digit(n: int) -> None:
+    ranks = rank_pairs(*unrelated(np.arange(n), 1))
+    for k in (2, 3, 5, 20):
+        assert ranks.recall_chance(k) == min(k / n, 1)
+        assert k > n or ranks.kway_chance(k) == 1 / k
+    assert ranks.median_rank_chance() == (n + 1) / 2
+
+
+def test_average_precision_by_chance() -> None:
+    # One of two targets is at place 1 or 2. Two of three are at 1 and 2, 1 and 3, or 2 and 3.
+    assert average_precision_chances([0], [0, 1]) == pytest.approx((1 + 1 / 2) / 2)
+    assert average_precision_chances(["a"], ["a", "a"]) == pytest.approx(1)
+    assert average_precision_chances([1], [1, 2, 1]) == pytest.approx(
+        np.mean([1, (1 + 2 / 3) / 2, (1 / 2 + 2 / 3) / 2])
+    )
+    assert average_precision_chances([3], [3]) == 1
+    assert np.isnan(average_precision_chances([4, 5], [3, 6])).all()
+    with pytest.raises(ValueError, match="empty"):
+        average_precision_chances([4], [])
+    labels = np.arange(497) % 10  # their share is 0.1
+    assert average_precision_chances(labels, labels).mean() == pytest.approx(0.1105, abs=1e-4)
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1), (30, 5, 1), (12, 12, 12)])
+def test_average_precision_of_unrelated_embeddings_is_chance(counts: tuple[int, ...]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    scores = [
+        average_precisions(gaussian(3, 8, seed), gaussian(len(labels), 8, seed + 10_000), [0, 1, 2], labels)
+        for seed in range(600)
+    ]
+    chance = average_precision_chances([0, 1, 2], labels)
+    errors = np.std(scores, axis=0) / np.sqrt(len(scores))
+    assert (np.abs(np.mean(scores, axis=0) - chance) <= 4 * errors + 1e-9).all()
 
 
 # --- Neighborhood preservation ---------------------------------------------------------------------------------------
@@ -319,6 +415,46 @@ def test_preservation_of_unrelated_spaces_is_chance() -> None:
     assert measured == pytest.approx(preservation_chance(400, 40), abs=0.01)
     assert preservation_chance(400, 40) == 40 / 399
     assert preservation_chance(100) == 1
+
+
+def test_items_of_the_own_group_are_no_neighbors() -> None:
+    groups = np.array([0, 0, 1, 1, 1, 2])
+    places = np.array([[0.0], [0.1], [1], [1.1], [1.2], [5]])
+    assert neighbor_candidates(groups).tolist() == [4, 4, 3, 3, 3, 5]
+    # The nearest of other groups: of items 0 and 1 item 2, of 2 to 4 item 1, of 5 item 4. Without groups 1, 0, 3 ...
+    other = np.array([[0.0], [0.1], [1], [1.1], [-0.5], [5]])  # item 4 stands apart: nearest to 0, and 3 to item 5
+    assert preserved_shares(other, places, 1, groups).tolist() == [0, 0, 1, 1, 0, 0]
+    assert preserved_shares(places, places, 3, groups).tolist() == [1] * 6
+    assert preserved_shares(places, other, 100, groups).tolist() == preserved_shares(places, other, 3, groups).tolist()
+    assert preservation_chance(6, 3, groups) == pytest.approx(np.mean([3 / 4, 3 / 4, 1, 1, 1, 3 / 5]))
+    assert preservation_chance(6, 100, groups) == preservation_chance(6, 3, groups)
+    with pytest.raises(ValueError, match="different groups"):
+        preserved_shares(places, places, 1, np.zeros(6))
+    with pytest.raises(ValueError, match="groups must be"):
+        preserved_shares(places, places, 1, groups[1:])
+
+
+@pytest.mark.parametrize("make", [gaussian, lattice], ids=["no ties", "ties"])
+def test_groups_that_are_all_different_change_nothing(make: Callable[[int, int, int], np.ndarray]) -> None:
+    space, reference = make(40, 3, 1), make(40, 3, 2)
+    groups = np.random.default_rng(0).permutation(40)
+    for k in (1, 5, 39):
+        assert np.array_equal(preserved_shares(space, reference, k), preserved_shares(space, reference, k, groups))
+        assert preservation_chance(40, k) == preservation_chance(40, k, groups) == k / 39
+
+
+def test_an_image_encoder_without_any_knowledge_preserves_as_chance_does() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), rng.integers(1, 6, 60))
+    n = len(groups)
+    # Captions of an image are near each other in the reference, and all have the image's own random embedding.
+    measured = []
+    for seed in range(20):
+        reference = gaussian(60, 8, seed)[groups] + 0.1 * gaussian(n, 8, seed + 100)
+        measured.append(neighborhood_preservation(gaussian(60, 8, seed + 200)[groups], reference, 4, groups))
+    assert np.mean(measured) == pytest.approx(preservation_chance(n, 4, groups), abs=0.006)
+    assert np.mean(measured) < 0.05
+    assert neighborhood_preservation(gaussian(60, 8, 1)[groups], reference, 4) > 0.2
 
 
 def test_preservation_by_the_same_neighbors_is_whole() -> None:
@@ -404,7 +540,7 @@ def test_items_of_several_vectors_are_ranked_by_their_closest_pair(
         ahead = sum(closest_distance(query, np.array(v)) <= closest for g, v in items if g != name)
         best[name, tuple(map(tuple, query.tolist()))] = 1 + ahead
     np.testing.assert_allclose(kway_success_probabilities(queries, targets, 4, groups), probabilities, rtol=1e-12)
-    ranks, _ = best_ranks(queries, targets, groups)
+    ranks = rank_pairs(queries, targets, groups).best
     assert sorted(ranks.tolist()) == sorted(best.values())
     sampled = sampled_kway_recall_at_1(queries, targets, 4, groups, repeats=300, seed=1)
     assert sampled == pytest.approx(np.mean(probabilities), abs=0.02)
@@ -511,7 +647,7 @@ def all_metrics(queries: object, targets: object, groups: object, labels: object
         *recall_at_k(queries, targets, [1, 3], groups).values(),
         neighborhood_preservation(queries, targets, 5),
         mean_average_precision(queries, targets, labels, labels),
-        *bootstrap_interval(best_ranks(queries, targets, groups)[0], resamples=50),
+        *bootstrap_interval(rank_pairs(queries, targets, groups).best, resamples=50),
     ]
 
 

@@ -231,3 +231,13 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
         TwoStream(small("bag_of_words").model, WORDS).load_checkpoint(model.checkpoint())
     with pytest.raises(RuntimeError):
         build_model(small("gru"), WORDS[:20]).load_checkpoint(model.checkpoint())
+
+
+def test_images_too_small_for_the_backbone_are_a_mistake() -> None:
+    with pytest.raises(UserError, match=r"model\.image\.size 16 does not do for model\.image\.backbone alexnet"):
+        build_model(small(backbone="alexnet", size=16), WORDS)
+    backbone = Backbone("resnet18", "none")
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    backbone.demand_size(32)
+    assert all(part.training for part in backbone.modules())
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())

@@ -250,26 +250,26 @@ def test_every_reason(tmp_path: Path) -> None:
 def test_near_duplicates_are_kept_where_splits_are_published(tmp_path: Path) -> None:
     records = [
         {"image": f"{n}.png", "text": "one and the same text", "split": split}
-        for n, split in enumerate(["train", "train", "dev", "test", "test"])
+        for n, split in enumerate(["train", "train", "dev", "test", "test", "dev"])
     ]
     records.append({"image": "3.png", "text": "one and the same text", "split": "test"})
     records.append({"image": "0.png", "text": "one and the same text", "split": "train"})
     words = manifest(tmp_path / "data", records)
     prepare(tmp_path / "work", *words)
-    assert [row["split"] for row in rows(tmp_path / "work")] == ["train", "train", "val", "test", "test", "test"]
-    assert rejected(tmp_path / "work") == {"line 7": "duplicate of line 1"}
+    assert [row["split"] for row in rows(tmp_path / "work")] == "train train val test test val test".split()
+    assert rejected(tmp_path / "work") == {"line 8": "duplicate of line 1"}
 
 
 def test_a_train_row_whose_image_is_tested_on_is_rejected(tmp_path: Path) -> None:
-    splits = ["train", "train", "val", "test"]
-    records = [record | {"split": split} for record, split in zip(numbered(4), splits, strict=True)]
+    splits = ["train", "train", "val", "test", "val", "test"]
+    records = [record | {"split": split} for record, split in zip(numbered(6), splits, strict=True)]
     records.append({"image": "3.png", "text": "another text", "split": "train"})
     records.append({"image": "3.png", "text": "yet another text", "split": "test"})
     words = manifest(tmp_path / "data", records)
     prepare(tmp_path / "work", *words)
-    assert rejected(tmp_path / "work") == {"line 5": "image of another split: 3.png is in test too (line 4)"}
+    assert rejected(tmp_path / "work") == {"line 7": "image of another split: 3.png is in test too (line 4)"}
     records.append({"image": "3.png", "text": "a third text", "split": "val"})
-    with pytest.raises(UserError, match=r"3\.png is published in val \(line 7\) and in test \(line 4\)"):
+    with pytest.raises(UserError, match=r"3\.png is published in val \(line 9\) and in test \(line 4\)"):
         prepare(tmp_path / "work", *manifest(tmp_path / "data", records))
 
 
@@ -288,7 +288,12 @@ def test_an_empty_dataset(tmp_path: Path) -> None:
             False,
             r"no rows for train and val and test: of 3 published rows 0 are left, .*: 3 missing file \(",
         ),
-        (numbered(2), True, r"no rows for train: of 2 published rows 2 are left, rejected were: none"),
+        (numbered(4), True, r"no rows for train: of 4 published rows 4 are left, rejected were: none"),
+        (
+            [*numbered(5, split="train"), *({"image": "one.png", "text": f"text{n}", "split": "test"} for n in "ab")],
+            True,
+            r"fewer than 2 images for test: of 7 published rows 7 are left",
+        ),
         (numbered(9, split="train"), True, "no rows for test: of 9"),
     ],
 )
@@ -358,10 +363,10 @@ def test_splits_never_part_an_image(image_ids: list[str], seed: int, val_share: 
     splits = assign_splits(images, distinct, None, seed, val_share, test_share)
     of_image = dict(zip(image_ids, splits.tolist(), strict=True))
     assert [of_image[image] for image in image_ids] == splits.tolist()
-    if len(distinct) >= 3:
+    if len(distinct) >= 5:
         count = Counter(of_image.values())
-        assert count[1] == max(1, round(val_share * len(distinct)))
-        assert count[2] == max(1, round(test_share * len(distinct)))
+        assert count[1] == max(2, round(val_share * len(distinct)))
+        assert count[2] == max(2, round(test_share * len(distinct)))
         assert count[0] == len(distinct) - count[1] - count[2] > 0
     order = np.random.default_rng(seed).permutation(len(image_ids))
     shuffled, again = numbers([image_ids[row] for row in order])
@@ -383,7 +388,7 @@ def test_published_splits_are_kept_and_val_comes_from_train(rows: list[tuple[int
     train = {image for (image, _), split in zip(rows, without_val, strict=True) if split == 0}
     val = {image for (image, _), split in zip(rows, splits, strict=True) if split == 1}
     assert val <= train
-    assert len(val) == (max(1, round(0.1 * len(train))) if train else 0)
+    assert len(val) == min(max(2, round(0.1 * len(train))), len(train))
     assert all(split == 1 for (image, _), split in zip(rows, splits, strict=True) if image in val)
 
 

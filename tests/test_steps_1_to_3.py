@@ -216,6 +216,11 @@ def test_cosine_and_hnsw_from_the_command_line(work: Path, capsys: pytest.Captur
     assert figures["recall"] == 1 and figures["ef_search"] >= 5 and figures["recall_sample"] == 88
 
 
+def test_a_k_that_only_fills_memory_is_a_mistake(work: Path) -> None:
+    with pytest.raises(UserError, match=r"neighbors\.k is 2000000000 and there are 88 train texts; lower it"):
+        knn_document_features.main(words(work, "--neighbors.k", "2000000000"))
+
+
 def test_k_larger_than_the_train_split(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     knn_document_features.main(words(work, "--neighbors.k", "100"))
     assert "neighbors.k is 100 and there are 88 train texts: the table is filled up with -1" in capsys.readouterr().out

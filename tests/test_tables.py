@@ -10,7 +10,8 @@ from conftest import ROOT, TINY, one_line_error, run_script
 from scipy import stats
 
 import tables
-from config import without
+from config import Settings, make_parser, parse_settings, without
+from reproduce_tables import evaluation_flags, is_measured
 from tables import ANG, CONTROL, OURS, TABLES, TRIP, Method, Table
 
 SMALL = Table(1, "Small", ((ANG, OURS), (TRIP,)), ("a",), underlined=(ANG.name, TRIP.name))
@@ -109,6 +110,33 @@ def test_flags_are_taken_out_with_their_values() -> None:
 )
 def test_wrong_calls_end_in_one_line(words: list[str], message: str) -> None:
     assert message in one_line_error(run_script("reproduce_tables.py", *TINY, *words, ok=False))
+
+
+def test_evaluation_settings_survive_as_flags() -> None:
+    words = ["--evaluation.kway", "[3]", "--evaluation.split", "val", "--evaluation.sampled_repeats", "0"]
+    settings = parse_settings(make_parser(""), [*TINY, *words])[0]
+    again = parse_settings(make_parser(""), evaluation_flags(settings), base=Settings())[0]
+    assert again.evaluation == settings.evaluation
+
+
+def test_a_figure_that_a_run_lacks_is_no_column() -> None:
+    figures = {"one": [{"a": {}, "b": {}}, {"a": {}}], "two": [{"a": {}, "b": {}}], "three": [{}]}
+    assert is_measured("a", ["one", "two"], figures)
+    assert is_measured("b", ["two"], figures)
+    assert not is_measured("b", ["one", "two"], figures)
+    assert not is_measured("a", ["one", "three"], figures)
+
+
+@pytest.mark.slow
+def test_what_is_measured_can_change_between_calls(tmp_path: Path) -> None:
+    words = [*TINY, "--seeds", "1", "--training.max_epochs", "1", "--work", tmp_path / "work", "--out", tmp_path]
+    words += ["--tables", "3", "--methods", "OURS"]
+    assert "| preservation_3_images |" in run_script("reproduce_tables.py", *words).stdout
+    shown = run_script("reproduce_tables.py", *words, "--evaluation.preservation_k", "16").stdout
+    assert "table 3: preservation_16_texts is left out" in shown
+    assert "| | preservation_1_percent_images | preservation_1_percent_texts |" in shown.replace("|  |", "| |")
+    shown = run_script("reproduce_tables.py", *words, "--evaluation.preservation_k", "2").stdout
+    assert "| preservation_2_images |" in shown
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Steps 4 and 5 through the command line, on a tiny prepared dataset."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -92,8 +93,8 @@ def test_the_same_command_gives_the_same_files(trained: Path, prepared: Path) ->
     run = train(prepared)
     run_script("evaluate.py", "--run", run)
     assert (run / "metrics.json").read_bytes() == (trained / "metrics.json").read_bytes()
-    before, after = weights_of(trained / "best.pt"), weights_of(run / "best.pt")
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    for name in ("best.pt", "last.pt"):
+        assert (run / name).read_bytes() == (trained / name).read_bytes()
 
 
 def test_nothing_is_done_twice(trained: Path) -> None:
@@ -103,6 +104,37 @@ def test_nothing_is_done_twice(trained: Path) -> None:
     assert f"up to date {trained / 'metrics.json'}" in shown
     assert "5way_recall_at_1_image_to_text" in shown
     assert {path: path.stat().st_mtime_ns for path in trained.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.image.size", "48"],
+        ["--model.text.max_words", "1"],
+        ["--work", "elsewhere"],
+        ["--seed", "1"],
+        ["--training.precision", "bf16"],
+    ],
+)
+def test_evaluate_takes_no_setting_of_the_run(trained: Path, words: list[str]) -> None:
+    error = one_line_error(run_script("evaluate.py", "--run", trained, *words, ok=False))
+    assert f"{words[0].lstrip('-')} is {words[1]}, and {trained} was trained with" in error
+
+
+def test_evaluate_sees_changed_images(prepared: Path) -> None:
+    run = train(prepared, weights="1 0 0")
+    run_script("evaluate.py", "--run", run, "--training.workers", "1")
+    assert "up to date" in run_script("evaluate.py", "--run", run).stdout
+    assert "wrote" in run_script("evaluate.py", "--run", run, "--evaluation.kway", "[3]").stdout
+    stamp = json.loads((run / "evaluate.json").read_text())
+    stamp["images"]["images"] = "of before"
+    (run / "evaluate.json").write_text(json.dumps(stamp))
+    assert "wrote" in run_script("evaluate.py", "--run", run, "--evaluation.kway", "[3]").stdout
+
+
+def test_evaluate_names_a_folder_that_is_no_run() -> None:
+    assert "no config.yaml" in one_line_error(run_script("evaluate.py", "--run", ".", ok=False))
+    assert "names no folder" in one_line_error(run_script("evaluate.py", "--run", "", ok=False))
 
 
 def test_runs_are_compared_over_the_same_pairs(prepared: Path) -> None:
@@ -209,13 +241,14 @@ def test_evaluate_wants_a_run(tmp_path: Path) -> None:
 def test_an_image_that_became_unreadable_is_named(prepared_once: Path, prepared: Path) -> None:
     table = pq.read_table(prepared / "pairs.parquet")
     path = image_root(prepared) / table["image_path"][0].as_py()
-    saved = path.read_bytes()
+    saved, status = path.read_bytes(), path.stat()
     try:
         path.write_bytes(saved[:20])
         words = ["1", "0", "0", *TINY, "--work", prepared]
         assert path.name in one_line_error(run_script(SCRIPT, *words, ok=False))
     finally:
         path.write_bytes(saved)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_a_broken_checkpoint_is_named(trained: Path, tmp_path: Path) -> None:
@@ -353,5 +386,7 @@ def test_a_hinge_that_nothing_reaches_is_told(prepared: Path) -> None:
     words = ["--loss.form", "hinge", "--loss.tan_squared_alpha", "5", "--training.max_epochs", "1"]
     done = run_script(SCRIPT, "1", "0", "0", *TINY, "--work", prepared, *words)
     assert "no triplet of the batch" in done.stdout
+    assert "lower loss.tan_squared_alpha" in done.stdout
+    assert "loss.margin" not in done.stdout
     done = run_script(SCRIPT, "1", "0", "0", *TINY, "--work", prepared, *words[:2], *words[4:])
     assert "no triplet of the batch" not in done.stdout
