@@ -342,7 +342,8 @@ class Settings:
     work: str | None = None
     """Folder of everything written; null is work/<dataset.name>."""
     features: str | None = None
-    """Folder of cached image features; null is <work>/features. Runs on several splits of a dataset can share it."""
+    """Folder of cached image features; null is <work>/features. Splits of a dataset can share it that keep the same
+    images: others would compute theirs in turns."""
     dataset: Dataset = field(default_factory=Dataset)
     """Step 0."""
     text: Text = field(default_factory=Text)

@@ -1,6 +1,7 @@
 """A training run's folder: its name, its settings, its checkpoints."""
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,13 @@ def load_model(run: Path, settings: Settings, device: torch.device) -> TwoStream
     model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"))
     load_checkpoint(run / "best.pt", model)
     return model.to(device).eval()
+
+
+def be_deterministic(settings: Settings) -> None:
+    """Have torch compute the same from the same, where `deterministic` asks for it."""
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 def choose_device(settings: Settings) -> torch.device:

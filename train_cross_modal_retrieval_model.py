@@ -11,7 +11,6 @@ WORK/runs/<run>/: config.yaml, last.pt, best.pt (lowest validation loss), Tensor
 """
 
 import functools
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +42,7 @@ from metrics import kway_recall_at_1
 from models import PVSE, TwoStream, build_model
 from runs import (
     Weights,
+    be_deterministic,
     choose_device,
     clear_run,
     load_checkpoint,
@@ -124,13 +124,6 @@ def main(argv: list[str] | None = None) -> Path:
         print(f"wrote {run / name}")
     print(f"next: python evaluate.py --run {run}")
     return run
-
-
-def be_deterministic(settings: Settings) -> None:
-    """Have torch compute the same from the same, where `deterministic` asks for it."""
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
 
 
 def make_loss_terms(settings: config.Loss) -> Callable[..., dict[str, Tensor]]:

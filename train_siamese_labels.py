@@ -11,10 +11,8 @@ Doc2Vec vectors with the threshold that is best on the val split.
 """
 
 import dataclasses
-import os
 
 import numpy as np
-import torch
 
 from artifacts import (
     EXTRACT_DOC2VEC,
@@ -31,7 +29,7 @@ from artifacts import (
 from config import make_parser, parse_settings, run_script
 from datasets import load_prepared
 from fine_grained import siamese_step, train_relevance
-from runs import choose_device
+from runs import be_deterministic, choose_device
 from siamese import best_threshold, build_network, cosines, embed_texts, held_out, measure, train_network
 
 
@@ -46,9 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     if is_up_to_date(step, settings):
         return
     device = choose_device(settings)
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    be_deterministic(settings)
     doc2vec = settings.work_folder / "doc2vec"
     data = dataclasses.replace(load_prepared(settings), max_words=None)  # labels are of whole texts
     relevance = train_relevance(settings, data)

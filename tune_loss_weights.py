@@ -44,9 +44,9 @@ from config import Settings, UserError, flatten, make_parser, parse_settings, ru
 from datasets import Prepared, load_prepared
 from encoding import ImageSource, image_source
 from models import build_model
-from runs import NOT_OF_A_RUN, Weights, choose_device, run_inputs
+from runs import NOT_OF_A_RUN, Weights, be_deterministic, choose_device, run_inputs
 from tables import ANGULAR, TRIPLET
-from train_cross_modal_retrieval_model import Trainer, be_deterministic
+from train_cross_modal_retrieval_model import Trainer
 
 SEARCHES = {"baseline": ("sym",), "method": ("sym", "img", "text")}
 """The weights that each search varies; the others are 0."""
