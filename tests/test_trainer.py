@@ -25,6 +25,7 @@ def warning(
     settings.loss.base, settings.loss.form = base, form
     trainer = object.__new__(training.Trainer)
     trainer.settings, trainer.weights, trainer.step = settings, Weights(1, 0.5, 0), 7
+    trainer.pairwise = None
     trainer.term_weights = trainer.weights.of_terms()
     trainer.data = SimpleNamespace(image_ids=np.array(image_ids))
     rows = np.arange(len(image_ids))
