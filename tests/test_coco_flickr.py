@@ -5,7 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from conftest import TINY, run_script
 from published_formats import draw, sentence, write_coco, write_flickr30k
 
 from config import Dataset, Settings, UserError, mistakes
@@ -187,3 +189,15 @@ def test_flickr_names_what_is_missing(tmp_path: Path) -> None:
     rows = list(published(source="flickr30k", root=tmp_path).rows())
     assert [row.image for row in rows] == ["flickr30k_images/flickr30k_images/1.jpg", ""]
     assert rows[1].rejected == ("bad row", "is not image| number| caption: 1.jpg| none")
+
+
+def test_the_made_up_sample_is_read_as_coco(tmp_path: Path) -> None:
+    run_script("benchmarks/coco_sample.py", "--out", tmp_path / "sample", "--train", "12", "--val", "3")
+    words = [*TINY, "--dataset.source", "coco", "--dataset.root", tmp_path / "sample", "--work", tmp_path / "work"]
+    run_script("prepare_dataset.py", *words)
+    table = pq.read_table(tmp_path / "work" / "pairs.parquet").to_pylist()
+    texts_of = Counter(row["image_id"] for row in table)
+    assert len(texts_of) == 15
+    assert set(texts_of.values()) == {5}
+    assert len({row["image_id"] for row in table if row["split"] == "test"}) == 3
+    assert len({row["text"] for row in table}) == 75
