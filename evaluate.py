@@ -142,7 +142,8 @@ def measure(
         best, best_groups = ranks[way].best, ranks[way].best_groups
         for k in evaluation.recall_at:
             add(f"recall_at_{k}_{way}", (best <= k).astype(float), ranks[way].recall_chance(k), best_groups)
-        figures[f"median_rank_{way}"] = {"value": float(np.median(best)), "chance": ranks[way].median_rank_chance()}
+        median = float(np.floor(np.median(best)))  # rounded down, as VSE++ does
+        figures[f"median_rank_{way}"] = {"value": median, "chance": ranks[way].median_rank_chance()}
 
     neighbors = {str(evaluation.preservation_k): evaluation.preservation_k, "1_percent": max(round(len(rows) / 100), 1)}
     for label in [label for label, k in neighbors.items() if k >= metrics.neighbor_candidates(groups).min()]:
