@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
             name: {column: [run[column]["value"] for run in figures[name]] for column in columns} for name in names
         }
         chance = {column: figures[names[0]][0][column]["chance"] for column in columns}
-        content = tables.fill(table, values, settings.dataset.source, chance)
+        content = tables.fill(table, values, settings.dataset.name or settings.dataset.source, chance)
         # Where somebody keeps files does not shape a figure.
         shown = without(argv, {"--dataset.root": 1, "--work": 1, "--features": 1, "--out": 1})
         command = f"python reproduce_tables.py {shlex.join(shown)}"

@@ -212,13 +212,13 @@ PAPER: dict[int, dict[str, dict[str, tuple[float, float]]]] = {
 def fill(
     table: Table,
     values: Mapping[str, Mapping[str, Sequence[float]]],
-    source: str,
+    dataset: str,
     chance: Mapping[str, float],
 ) -> dict[str, object]:
     """A table's content: mean, standard deviation and difference of every row and column.
 
     values: by method and figure, one number a seed; the seeds are the same ones, in the same order, for all methods of
-    a group. A method without values is left out. source: the dataset's, whose paper values are set beside. chance: by
+    a group. A method without values is left out. dataset: its name, whose paper values are set beside. chance: by
     figure, what a random ranking scores. A difference is that of a row to the first of its group, with the paired 95 %
     t-interval over seeds; None with one seed.
     """
@@ -236,7 +236,7 @@ def fill(
                     "sd": float(mine.std(ddof=1)) if len(mine) > 1 else None,
                     "difference": _difference(mine, values[present[0]][column]) if name != present[0] else None,
                 }
-            paper = PAPER.get(table.number, {}).get(source, {}).get(name)
+            paper = PAPER.get(table.number, {}).get(dataset, {}).get(name)
             rows.append({"method": name, "group": number, "figures": cells, "paper": paper})
     for column in columns:
         for number in range(len(table.groups)):
