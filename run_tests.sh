@@ -15,4 +15,5 @@ if [ "${1:-}" = --quick ]; then
 fi
 ruff check .
 ruff format --check .
-python -m pytest -q -rs "${selection[@]}" "$@"
+# Most tests start scripts, of one thread each: as many at a time as there are cores, up to four.
+python -m pytest -q -rs -n auto --maxprocesses 4 "${selection[@]}" "$@"
