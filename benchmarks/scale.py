@@ -19,6 +19,7 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -102,8 +103,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         command = [sys.executable, str(ROOT / script), *words]
         if script == SCRIPTS[3] and arguments.query_sample:
             command = [sys.executable, __file__, "--ask", str(work), "--query-sample", str(arguments.query_sample)]
+        before = processor_seconds()
         seconds, peak, printed = watched(command)
-        steps[script] = {"seconds": round(seconds, 1), "peak_anonymous_gb": round(peak / 1e9, 3)}
+        used = processor_seconds() - before
+        steps[script] = {"seconds": round(seconds, 1), "processor_seconds": round(used, 1)}
+        steps[script]["peak_anonymous_gb"] = round(peak / 1e9, 3)
         if command[1] == __file__:
             steps[script]["figures"] = json.loads(printed.splitlines()[-1])
         elif script in STAMPS:
@@ -208,6 +212,12 @@ def watched(command: list[str]) -> tuple[float, int, str]:
     if process.returncode:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}")
     return seconds, peak, printed
+
+
+def processor_seconds() -> float:
+    """Seconds of processor time of all programs that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def anonymous_memory(root: int) -> int:
