@@ -4,10 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,3 +72,38 @@ def prepared(prepared_once: Path, tmp_path: Path) -> Path:
     work = tmp_path / "work"
     shutil.copytree(prepared_once, work, ignore=shutil.ignore_patterns("*.png"))
     return work
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Chrome"]:
+    """Headless Chromium that notes what pages write to its console."""
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("chromium and chromedriver are not both here (Debian: chromium, chromium-driver)")
+    selenium = pytest.importorskip("selenium.webdriver")
+    options = selenium.ChromeOptions()
+    # Chromium has no sandbox for root, and a container's /dev/shm is too small for it.
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = selenium.Chrome(options=options, service=selenium.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def page_problems(browser: "Chrome") -> list[str]:
+    """What is wrong with the page in the browser: messages on its console since the last call, images that do not
+    load, whatever was loaded from elsewhere, and a page wider than the window."""
+    # Images outside the window may be loaded only when they come into it.
+    broken = browser.execute_async_script(
+        """const done = arguments[0], images = [...document.images];
+        images.forEach(image => image.loading = "eager");
+        Promise.allSettled(images.map(image => image.decode())).then(all => done(
+            images.filter((image, place) => all[place].status === "rejected" || !image.naturalWidth)
+                .map(image => `cannot show ${image.src}`)));"""
+    )
+    origin = browser.execute_script("return location.origin")
+    loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    foreign = [f"loaded {name}" for name in loaded if not name.startswith((origin, "data:"))]
+    wide = browser.execute_script("return document.documentElement.scrollWidth > innerWidth")
+    console = [entry["message"] for entry in browser.get_log("browser")]
+    return broken + foreign + console + ["too wide"] * wide
