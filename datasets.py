@@ -14,24 +14,14 @@ from images import UnreadableImage, load_image
 from pairs import SPLITS, Images, distinct, load_images, read_pairs, rows_of_split
 
 
-@dataclass
-class Prepared:
-    """What steps 0 to 2 prepared. N pairs."""
+@dataclass(kw_only=True)
+class WordSequences:
+    """Texts as word numbers. N texts."""
 
-    images: Images
-    image_ids: np.ndarray
-    """(N,) int64, equal where pairs share an `image_id`."""
-    categories: np.ndarray
-    """(N,) int64, number in `category_names`, -1 where a pair has none."""
-    category_names: list[str]
     tokens: np.ndarray
     """(T,) int32, all word sequences one after the other."""
     offsets: np.ndarray
-    """(N + 1,) int64, where each pair's words begin in `tokens`."""
-    rows: dict[str, np.ndarray]
-    """Pair numbers (int64) of each split that can be used: those whose text has a known word."""
-    unused: dict[str, int]
-    """Pairs of each split without a known word."""
+    """(N + 1,) int64, where each text's words begin in `tokens`."""
     max_words: int | None = None
     """Words of a text that are read, from its beginning; None reads all."""
 
@@ -45,6 +35,22 @@ class Prepared:
         for line, (start, end) in enumerate(zip(starts, ends, strict=True)):
             padded[line, : end - start] = self.tokens[start:end]
         return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+@dataclass(kw_only=True)
+class Prepared(WordSequences):
+    """What steps 0 to 2 prepared. N pairs."""
+
+    images: Images
+    image_ids: np.ndarray
+    """(N,) int64, equal where pairs share an `image_id`."""
+    categories: np.ndarray
+    """(N,) int64, number in `category_names`, -1 where a pair has none."""
+    category_names: list[str]
+    rows: dict[str, np.ndarray]
+    """Pair numbers (int64) of each split that can be used: those whose text has a known word."""
+    unused: dict[str, int]
+    """Pairs of each split without a known word."""
 
 
 def load_prepared(settings: Settings) -> Prepared:

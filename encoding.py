@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from artifacts import fingerprint, read_array, read_json, versions, write_json, written_whole
 from config import Settings, UserError
-from datasets import FeatureSource, ImageFiles, PixelSource, Prepared
+from datasets import FeatureSource, ImageFiles, PixelSource, Prepared, WordSequences
 from models import Backbone, TwoStream, seeded
 from pairs import Images
 from shards import file_of
@@ -117,7 +117,6 @@ def image_source(settings: Settings, data: Prepared, device: torch.device) -> Im
     return FeatureSource(cached_features(settings, data.images, device, local=local), device)
 
 
-@torch.no_grad()
 def embed_pairs(
     model: TwoStream, data: Prepared, images: ImageSource, rows: np.ndarray, settings: Settings, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -125,22 +124,39 @@ def embed_pairs(
 
     An image that several pairs share is embedded once, so that these rows are equal to the last bit.
     """
+    numbers, image_of_row = np.unique(data.images.of_pair[rows], return_inverse=True)
+    x = embed_images(model, images, numbers, settings, device)
+    return x[torch.from_numpy(image_of_row).to(device)], embed_texts(model, data, rows, settings, device)
+
+
+@torch.no_grad()
+def embed_images(
+    model: TwoStream, images: ImageSource, numbers: np.ndarray, settings: Settings, device: torch.device
+) -> Tensor:
+    """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the images `numbers`, in eval mode."""
     model.eval()
     size = settings.evaluation.batch_size
-    numbers, image_of_row = np.unique(data.images.of_pair[rows], return_inverse=True)
     parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    x, y = [], []
     batches = images.batches([(part, np.zeros(len(part), dtype=bool)) for part in parts])
+    x = []
     for batch in tqdm(batches, total=len(parts), desc="images", unit="batch", leave=False, disable=None):
         with autocast(settings, device):
             x.append(model.images(batch))
+    return torch.cat(x)
+
+
+@torch.no_grad()
+def embed_texts(
+    model: TwoStream, data: WordSequences, rows: np.ndarray, settings: Settings, device: torch.device
+) -> Tensor:
+    """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the texts `rows`, each with a word, in eval mode."""
+    model.eval()
+    size = settings.evaluation.batch_size
     # Texts of like length share a batch, which leaves little padding.
     by_length = np.argsort(np.diff(data.offsets)[rows], kind="stable")
+    y = []
     for start in tqdm(range(0, len(rows), size), desc="texts", unit="batch", leave=False, disable=None):
         tokens, lengths = data.texts(rows[by_length[start : start + size]])
         with autocast(settings, device):
             y.append(model.texts(tokens.to(device), lengths))
-    texts = torch.cat(y)
-    return torch.cat(x)[torch.from_numpy(image_of_row).to(device)], texts[
-        torch.from_numpy(np.argsort(by_length)).to(device)
-    ]
+    return torch.cat(y)[torch.from_numpy(np.argsort(by_length)).to(device)]

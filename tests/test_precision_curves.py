@@ -109,7 +109,16 @@ def test_mistakes() -> None:
 def prepared(categories: list[int], image_ids: list[int]) -> Prepared:
     """What evaluation by category reads; the rest is empty."""
     nothing = np.empty(0, dtype=np.int64)
-    return Prepared(None, np.array(image_ids), np.array(categories), ["a", "b"], nothing, nothing, {}, {})
+    return Prepared(
+        images=None,
+        image_ids=np.array(image_ids),
+        categories=np.array(categories),
+        category_names=["a", "b"],
+        tokens=nothing,
+        offsets=nothing,
+        rows={},
+        unused={},
+    )
 
 
 def test_curves_reach_tensorboard_with_recall_and_scope_for_steps(tmp_path: Path) -> None:
