@@ -90,6 +90,22 @@ def load_image(path: Path | str, size: int | None = None, max_pixels: int = MAX_
         return small.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else small
 
 
+def load_thumbnail(path: Path | str, longest: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image as `load_image` has it, its proportions kept, no side longer than `longest` pixels; none is enlarged.
+
+    Raises UnreadableImage.
+    """
+    with _opened(path, max_pixels) as image:
+        width, height = image.size
+        on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    if max(width, height) <= longest:
+        return load_image(path, max_pixels=max_pixels)
+    scale = longest / max(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    square = load_image(path, size=longest, max_pixels=max_pixels)
+    return square.resize(size[::-1] if on_its_side else size, Image.Resampling.BILINEAR)
+
+
 def check_image(
     path: Path | str, decode: bool = True, max_pixels: int = MAX_PIXELS, decode_up_to: int | None = None
 ) -> UnreadableImage | None:

@@ -440,6 +440,37 @@ def _sorted(scores: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(scores.numpy(), axis=1))  # carries no indices: twice as fast as torch's
 
 
+# --- One query -------------------------------------------------------------------------------------------------------
+
+
+def similarities(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Cosine similarities (n,) of items to a query; of several vectors an item, that of the closest pair.
+
+    vectors: (n, d) or (n, K, d), and query: (d,) or (K, d), numpy, all of length 1.
+    """
+    scores = vectors.reshape(-1, vectors.shape[-1]) @ np.atleast_2d(query).T
+    return scores.reshape(len(vectors), -1).max(axis=1)
+
+
+def nearest(
+    vectors: np.ndarray, query: np.ndarray, top: int, among: np.ndarray | None = None
+) -> list[tuple[int, float]]:
+    """Places and cosine similarities of the `top` items nearest to a query, the nearest first, equal ones by place.
+
+    vectors and query: as for `similarities`. among: (n,) bool, which items may be found; None for all.
+    """
+    scores = similarities(vectors, query)
+    if among is not None:
+        scores = np.where(among, scores, -np.inf)
+    top = min(top, len(scores) if among is None else int(among.sum()))
+    if top < 1:
+        return []
+    lowest = np.partition(scores, len(scores) - top)[len(scores) - top]
+    found = np.flatnonzero(scores >= lowest)
+    found = found[np.argsort(-scores[found], kind="stable")][:top]
+    return list(zip(found.tolist(), scores[found].tolist(), strict=True))
+
+
 # --- Intervals -------------------------------------------------------------------------------------------------------
 
 

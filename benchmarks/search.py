@@ -1,0 +1,98 @@
+"""How long search.py's answers take once the query is embedded.
+
+    python benchmarks/search.py [--queries 50]
+
+Makes up indexes of random unit vectors of 256 dimensions in a temporary folder (1 GB for the largest), memory-maps them
+as search.py does, and asks for the 10 images most like each of some random queries, their paths and texts included.
+Prints the table of benchmarks/README.md.
+"""
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+sys.path[0] = str(ROOT)  # in place of this folder, whose search.py is another one
+
+from artifacts import read_array  # noqa: E402
+from pairs import Images  # noqa: E402
+from retrieval_index import Index, Items, found_by  # noqa: E402
+
+DIMENSIONS, TOP = 256, 10
+SIZES = [(10_000, 1, np.float32), (250_000, 1, np.float32), (250_000, 1, np.float16), (250_000, 2, np.float32)]
+SIZES += [(1_000_000, 1, np.float32)]
+PART = 50_000  # vectors made up at a time
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=50, help="queries a size; of float16 a tenth")
+    queries = parser.parse_args().queries
+    print("| pairs | embeddings each | stored as | first answer | median | slowest |")
+    print("| ---: | ---: | --- | ---: | ---: | ---: |")
+    for items, several, dtype in SIZES:
+        asked = queries if dtype is np.float32 else max(queries // 10, 3)
+        with tempfile.TemporaryDirectory() as folder:
+            index = made_up(Path(folder) / "images.npy", items, several, dtype)
+            first, *others = seconds(index, several, asked)
+        cells = [f"{1000 * value:.1f} ms" for value in (first, float(np.median(others)), max(others))]
+        print(f"| {items:,} | {several} | {np.dtype(dtype).name} | {' | '.join(cells)} |", flush=True)
+    print(f"\n{machine()}")
+
+
+def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Random float32 vectors of length 1."""
+    drawn = rng.standard_normal(shape, dtype=np.float32)
+    return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
+
+
+def made_up(path: Path, items: int, several: int, dtype: type) -> Index:
+    """An index of so many images with so many embeddings each, the vectors in a file."""
+    rng = np.random.default_rng(0)
+    shape = (items, several, DIMENSIONS) if several > 1 else (items, DIMENSIONS)
+    vectors = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    for start in tqdm(range(0, items, PART), desc="vectors", unit="part", leave=False, disable=None):
+        part = vectors[start : start + PART]
+        part[:] = unit(rng, *part.shape)
+    vectors.flush()
+    pairs = np.arange(items)
+    images = Items(read_array(path), pairs, np.zeros(items, dtype=np.int8))
+    table = pa.table(
+        {
+            "image_path": [f"images/{pair:07}.jpg" for pair in range(items)],
+            "text": [f"what image {pair} shows" for pair in range(items)],
+            "split": ["train"] * items,
+        }
+    )
+    return Index(images, images, table, Images([], pairs, Path("images")), np.ones(items, dtype=np.int64))
+
+
+def seconds(index: Index, several: int, queries: int) -> list[float]:
+    """What each of some random queries takes."""
+    rng = np.random.default_rng(1)
+    taken = []
+    for query in unit(rng, queries, several, DIMENSIONS):
+        started = time.perf_counter()
+        found_by(index, query, ("images",), TOP)
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+def machine() -> str:
+    """The processor's name and how many cores this process may use."""
+    from images import cores
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
+    return f"{', '.join(sorted(names)) or platform.processor()}, {cores()} cores"
+
+
+if __name__ == "__main__":
+    main()
