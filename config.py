@@ -301,6 +301,8 @@ class Training:
     """Processes that decode images."""
     log_every: int = 10
     """Steps between two points of the training curves."""
+    show_results_every: int = 5
+    """Epochs between two panels of retrieval results in TensorBoard, of val queries; 0 shows none, and no distances."""
 
 
 @dataclass
@@ -319,6 +321,8 @@ class Evaluation:
     """Neighbors compared by neighborhood preservation, beside 1 % of the gallery."""
     bootstrap: int = 1000
     """Resamples of the 95 % intervals."""
+    projector_pairs: int = 200
+    """Pairs whose images and texts TensorBoard's projector shows; 0 writes nothing for it."""
     batch_size: int = 256
     """Images or texts embedded at a time."""
 
@@ -444,7 +448,9 @@ def mistakes(settings: Settings) -> list[str]:
         "model.pvse.mmd_weight",
         "training.workers",
         "training.weight_decay",
+        "training.show_results_every",
         "evaluation.sampled_repeats",
+        "evaluation.projector_pairs",
         "seed",
     ):
         demand(name, lambda value: value >= 0, "at least 0")
@@ -464,6 +470,9 @@ def mistakes(settings: Settings) -> list[str]:
     demand("dataset.synthetic.motifs", lambda value: value <= 60, "at most 60, as many as there are different drawings")
     for name in ("model.text.dropout", "model.pvse.dropout", "siamese.dropout"):
         demand(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
+    demand(
+        "evaluation.projector_pairs", lambda value: value <= 4000, "at most 4000, as many as its sprite has room for"
+    )
     demand("siamese.held_out_texts", lambda value: value >= 2, "at least 2")
     demand(
         "model.text.graph_channels", lambda channels: len(channels) == 2 and min(channels) >= 1, "two numbers from 1 on"

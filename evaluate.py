@@ -6,7 +6,7 @@ Reads the run's best.pt and config.yaml, the pairs of the test split and their D
 changed with flags such as --evaluation.kway [5,20], and so can training.device and training.workers; everything else
 is the run's. Prints one table and writes it to the run's folder: metrics.json, queries.parquet (what each pair scored,
 for paired comparisons of runs) and TensorBoard scalars, with curves of precision over recall and over scope where there
-are categories.
+are categories, and a sample of the embeddings for its projector.
 """
 
 import sys
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+import boards
 import metrics
 from artifacts import fingerprint, read_array, read_json, write_json, written_whole
 from config import Settings, UserError, flatten, make_parser, parse_settings, peek, run_script, select
@@ -28,7 +29,8 @@ from pairs import load_images
 from runs import choose_device, finished_run, load_model
 
 SHAPING = tuple(
-    f"evaluation.{name}" for name in ("split", "kway", "sampled_repeats", "recall_at", "preservation_k", "bootstrap")
+    f"evaluation.{name}"
+    for name in ("split", "kway", "sampled_repeats", "recall_at", "preservation_k", "bootstrap", "projector_pairs")
 )
 
 FREE = ("evaluation.", "training.device", "training.workers")
@@ -93,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
     write_scalars(run, figures, curves, settings.evaluation.split, best_epoch)
+    boards.write_projector(run, data, rows, x, y, settings, best_epoch)
     write_json(stamp, shaping)
     for path in outputs:
         print(f"wrote {path}")

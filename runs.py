@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ NOT_OF_A_RUN = (
     "training.device",
     "training.workers",
     "training.log_every",
+    "training.show_results_every",
 )
 
 LAST_SECTION, LAST_SETTING = "evaluation", "batch_size"
@@ -130,7 +132,9 @@ def clear_run(run: Path) -> None:
     """Remove what an earlier training left in the folder; its settings go first, so that a half-cleared run is none."""
     (run / "config.yaml").unlink(missing_ok=True)
     for old in run.glob("*"):
-        if old.is_file():
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
             old.unlink()
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import boards
 import config
 import losses
 from artifacts import (
@@ -108,6 +109,8 @@ def main(argv: list[str] | None = None) -> Path:
                 trainer.save(run / "best.pt")
             trainer.save(run / "last.pt", to_resume=True)
             board.flush()
+    figures = {"val_loss": trainer.best_loss, "val_recall_at_1": trainer.best_recall, "best_epoch": trainer.best_epoch}
+    boards.write_hparams(run, weights, settings, figures, trainer.step)
     write_json(
         run / "run.json",
         {
@@ -320,6 +323,7 @@ class Trainer:
             recalls[k] = kway_recall_at_1(x, y, k, groups), kway_recall_at_1(y, x, k, groups)
             for way, recall in zip(("image_to_text", "text_to_image"), recalls[k], strict=True):
                 board.add_scalar(f"val/{k}way_recall_at_1_{way}", recall, self.step)
+        boards.show_validation(board, self.data, rows, x, y, self.settings, self.epoch, self.step)
         improved = self.epoch > 0 and val_loss < self.best_loss
         if improved:
             self.best_loss, self.best_epoch = val_loss, self.epoch

@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, Weights]:
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS):
         require(step, settings)
     be_deterministic(settings)
+    settings.training.show_results_every = 0  # of dozens of trials nobody looks through the panels
     folder = search_folder(settings)
     if not (folder / "config.yaml").exists():
         write_text(folder / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
