@@ -19,7 +19,7 @@ from typing import Any
 from flask import Flask, Response, abort, g, render_template, request
 from PIL import Image
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
-from werkzeug.serving import make_server
+from werkzeug.serving import BaseWSGIServer, make_server
 
 from config import UserError
 from images import UnreadableImage, load_thumbnail
@@ -146,15 +146,19 @@ def to_jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def serve(app: Flask, port: int) -> None:
-    """Serve the page on this computer until Ctrl-C; port 0 takes a free one. Raises UserError where it is in use."""
+def local_server(app: Flask, port: int) -> BaseWSGIServer:
+    """A server of the page to this computer; port 0 takes a free one. Raises UserError where the port is in use."""
     try:
         listening = socket.create_server((HOST, port))
     except OSError as error:
         raise UserError(f"cannot listen on port {port}: {error.strerror}; choose another with --port") from None
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line for every image
-    with listening:
-        port = listening.getsockname()[1]
-        server = make_server(HOST, port, app, threaded=True, fd=listening.fileno())
-        print(f"serving http://{HOST}:{port}/ to this computer until Ctrl-C", flush=True)
-        server.serve_forever()
+    with listening:  # the server has a handle of its own
+        return make_server(HOST, listening.getsockname()[1], app, threaded=True, fd=listening.fileno())
+
+
+def serve(app: Flask, port: int) -> None:
+    """Serve the page until Ctrl-C; errors as for `local_server`."""
+    server = local_server(app, port)
+    print(f"serving http://{HOST}:{server.port}/ to this computer until Ctrl-C", flush=True)
+    server.serve_forever()

@@ -5,6 +5,7 @@ import random
 import struct
 import subprocess
 import sys
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 
 import images
 from images import UnreadableImage, check_image, check_images, load_image
+from shards import members
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -345,3 +347,39 @@ def test_what_a_header_tells_is_told_without_decoding(tmp_path: Path) -> None:
         assert reason in str(check_image(tmp_path / name, decode=False))
     write_huge_palette_png(tmp_path / "huge.png", 30_000, 20_000)
     assert "30000 x 20000 pixels are more than" in str(check_image(tmp_path / "huge.png", decode=False))
+
+
+# Thumbnails
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "wanted"),
+    [((400, 100), None, (50, 12)), ((100, 400), None, (12, 50)), ((400, 100), 6, (12, 50)), ((30, 20), None, (30, 20))],
+)
+def test_a_thumbnail_keeps_its_proportions_and_is_upright(
+    tmp_path: Path, size: tuple[int, int], orientation: int | None, wanted: tuple[int, int]
+) -> None:
+    image = Image.new("RGB", size, "white")
+    image.paste(RED, (0, 0, size[0] // 2, size[1]))  # red on the left
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    path = saved(image, tmp_path / "image.png", exif=exif)
+    small = images.load_thumbnail(path, 50)
+    assert small.size == wanted
+    first, last = (2, 2), (wanted[0] - 3, wanted[1] - 3)
+    assert small.getpixel(first) == RED  # turned clockwise, the left is at the top
+    assert small.getpixel(last) == WHITE
+    assert small.size == tuple(np.array(load_image(path).size) * max(small.size) // max(size))
+
+
+def test_a_thumbnail_of_a_member_of_a_shard(tmp_path: Path) -> None:
+    saved(Image.new("RGB", (80, 40), RED), tmp_path / "image.png")
+    with tarfile.open(tmp_path / "one.tar", "w") as archive:
+        archive.add(tmp_path / "image.png", "image.png")
+    (member,) = members(tmp_path / "one.tar")
+    small = images.load_thumbnail(tmp_path / member.path(tmp_path), 20)
+    assert small.size == (20, 10)
+    assert small.getpixel((10, 5)) == RED
+    with pytest.raises(UnreadableImage, match="pixels are more than"):
+        images.load_thumbnail(tmp_path / "image.png", 20, max_pixels=100)

@@ -1,12 +1,15 @@
 """search.py and encode.py on a tiny trained run whose images have two texts each: answers, files, the page's server."""
 
+import base64
 import csv
 import io
 import json
 import random
 import shutil
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.support.ui import WebDriverWait
 
 import encode
 import extract_doc2vec_vectors
@@ -34,7 +39,7 @@ from metrics import nearest
 from pairs import SPLITS
 from retrieval_index import Index, answer_image, answer_pair, answer_text, open_index
 from run_encoder import RunEncoder
-from search_page import UPLOAD_BYTES, make_app
+from search_page import UPLOAD_BYTES, local_server, make_app
 from synthetic import World
 
 SCRIPT_TEXT = "<script>document.title = 'run'</script>"
@@ -457,3 +462,127 @@ def test_other_hosts_are_refused_and_nothing_comes_from_elsewhere(client: FlaskC
     assert "unsafe" not in policy
     assert "http" not in answer.text.replace("http://127.0.0.1", "")
     assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def address(encoder: RunEncoder, index: Index) -> Iterator[str]:
+    """Where the page is served."""
+    server = local_server(make_app(encoder, index), 0)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    """Headless Chromium that notes what pages write to its console."""
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("no chromium with chromedriver here")
+    options = ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = Chrome(options=options, service=ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def problems(browser: Chrome) -> list[str]:
+    """What the console has, and what does not fit the page: images that are not there, what was loaded from elsewhere,
+    a page wider than the window."""
+    # Images outside the window are only loaded when they come into it.
+    broken = browser.execute_async_script(
+        """const done = arguments[0], images = [...document.images];
+        images.forEach(image => image.loading = "eager");
+        Promise.allSettled(images.map(image => image.decode())).then(all =>
+            done(images.filter((_, place) => all[place].status === "rejected").map(image => image.src)));"""
+    )
+    origin = browser.execute_script("return location.origin")
+    loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    foreign = [name for name in loaded if not name.startswith((origin, "data:"))]
+    wide = browser.execute_script("return document.documentElement.scrollWidth > innerWidth")
+    console = [entry["message"] for entry in browser.get_log("browser")]
+    return broken + foreign + console + ["too wide"] * wide
+
+
+def headings(browser: Chrome) -> list[str]:
+    return [heading.text for heading in browser.find_elements("tag name", "h2")]
+
+
+@pytest.mark.slow
+def test_words_are_typed_and_images_found(browser: Chrome, address: str, run: Path) -> None:
+    text = table_of(run)[0]["text"]
+    browser.get(address)
+    assert not problems(browser)
+    field = browser.find_element("name", "text")
+    field.send_keys(text)
+    field.submit()
+    WebDriverWait(browser, 30).until(headings)
+    assert headings(browser) == ["Images by cosine similarity"]
+    found = browser.find_elements("css selector", ".images li")
+    assert len(found) == 24
+    browser.find_element("link text", "More").click()
+    WebDriverWait(browser, 30).until(lambda _: len(browser.find_elements("css selector", ".images li")) == 48)
+    assert not problems(browser)
+    # The pair's text holds a script, in the field and among the results: it stays a text.
+    assert browser.find_element("name", "text").get_attribute("value") == text
+    assert SCRIPT_TEXT in browser.find_element("tag name", "main").get_attribute("textContent")
+    assert browser.title.startswith(text[:20])
+    browser.find_element("link text", "like this").click()
+    WebDriverWait(browser, 30).until(lambda _: len(headings(browser)) == 2)
+    assert not problems(browser)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["drop", "choose"])
+def test_a_picture_is_dropped_or_chosen(browser: Chrome, address: str, index: Index, way: str) -> None:
+    path = Path(index.describe(20)["path"]).absolute()
+    browser.get(address)
+    if way == "choose":
+        browser.find_element("id", "picture").send_keys(str(path))
+    else:
+        browser.execute_script(
+            """const bytes = Uint8Array.from(atob(arguments[0]), character => character.charCodeAt(0));
+            const dropped = new DataTransfer();
+            dropped.items.add(new File([bytes], "photo.png", {type: "image/png"}));
+            for (const name of ["dragover", "drop"]) document.getElementById("drop").dispatchEvent(
+                new DragEvent(name, {dataTransfer: dropped, bubbles: true, cancelable: true}));""",
+            base64.b64encode(path.read_bytes()).decode(),
+        )
+    WebDriverWait(browser, 30).until(headings)
+    assert headings(browser) == ["Images by cosine similarity", "Texts by cosine similarity"]
+    assert "1.000 · pair 20 · val" in browser.find_element("css selector", ".images .faint").text
+    assert not problems(browser)
+
+
+@pytest.mark.slow
+def test_a_broken_picture_gets_a_message_on_the_page(browser: Chrome, address: str, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(png(60_000, 60_000))
+    browser.get(address)
+    browser.find_element("id", "picture").send_keys(str(tmp_path / "photo.png"))
+    shown = WebDriverWait(browser, 30).until(lambda _: browser.find_elements("css selector", "[role=alert]"))
+    assert "photo.png is no image that can be read" in shown[0].text
+    browser.get_log("browser")  # Chromium notes the status 400
+
+
+@pytest.mark.slow
+def test_the_page_is_dark_where_it_is_wanted_and_fits_a_phone(browser: Chrome, address: str, run: Path) -> None:
+    grounds = {}
+    for scheme in ("light", "dark"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        browser.get(f"{address}?pair=20")
+        grounds[scheme] = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 22, 26)"}
+    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    for path in ("", "?pair=20", f"?text={'x' * 300}+{table_of(run)[10]['text']}"):
+        browser.get(address + path)
+        assert not problems(browser), path
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
