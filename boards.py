@@ -1,9 +1,10 @@
 """What TensorBoard shows of a run beside curves: results of fixed val queries, distances, HParams, the projector.
 
-Nothing here draws from torch's or numpy's global generators or is kept from one epoch to the next, so that a run's
-weights are the same without it, and a resumed run's pages are those of one that was never stopped.
+Nothing here draws from torch's or numpy's global generators or depends on an earlier epoch, so that a run's weights are
+the same without it, and a resumed run's pages are those of one that was never stopped.
 """
 
+import bisect
 import functools
 import html
 import shutil
@@ -188,11 +189,15 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(12)
 
 
+@functools.lru_cache(maxsize=10_000)
+def _has(character: str) -> bool:
+    """Whether the font has the character."""
+    return bytes(_font().getmask(character)) != bytes(_font().getmask("\U0010fffe"))
+
+
 def _drawable(text: str) -> str:
     """`text`, or a pointer to where it can be read if the font lacks some of its characters."""
-    font = _font()
-    unknown = bytes(font.getmask("\U0010fffe"))
-    lacking = {character for character in text if not character.isspace() and bytes(font.getmask(character)) == unknown}
+    lacking = {character for character in text if not character.isspace() and not _has(character)}
     return "(no font for its script: see the page Text)" if len(lacking) > len(set(text)) / 4 else text
 
 
@@ -201,17 +206,21 @@ def _fitted(text: str, width: int) -> str:
     font, text = _font(), _drawable(text[:300])
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    longest = bisect.bisect_right(range(len(text)), width, key=lambda end: font.getlength(text[:end] + "…")) - 1
+    return text[: max(longest, 0)] + "…"
 
 
 def _thumbnail(data: Prepared, pair: int, settings: Settings, size: int = THUMBNAIL) -> Image.Image:
     """The pair's image in the middle of a white square; a grey one where it cannot be read."""
     path = data.images.root / data.images.paths[data.images.of_pair[pair]]
+    return _tile(path, size, settings.dataset.max_pixels)
+
+
+@functools.lru_cache(maxsize=256)  # the same images are found in one epoch after the other
+def _tile(path: Path, size: int, max_pixels: int) -> Image.Image:
     tile = Image.new("RGB", (size, size), "white")
     try:
-        image = load_thumbnail(path, size, settings.dataset.max_pixels)
+        image = load_thumbnail(path, size, max_pixels)
     except UnreadableImage:
         return Image.new("RGB", (size, size), FRAME)
     tile.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
