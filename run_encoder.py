@@ -42,8 +42,12 @@ def settings_of(run: Path, device: str = "auto") -> Settings:
     vocabulary = ("doc2vec/vocabulary.txt", "doc2vec/punkt.json")
     trained_on = {name: read_json(run / "inputs.json")[name] for name in TRAINED_ON}
     trained_on |= {name: read_json(stamp_path(EXTRACT_DOC2VEC, settings))["inputs"][name] for name in vocabulary}
+    paths = {name: settings.work_folder / name for name in trained_on}
+    weights = "file model.image.weights"
+    if value := read_json(run / "inputs.json").get(weights):
+        trained_on[weights], paths[weights] = value, Path(settings.model.image.weights)
     for name, value in trained_on.items():
-        path = settings.work_folder / name
+        path = paths[name]
         if not path.is_file():
             raise UserError(f"{path} is not there, and {run} was trained on it; put it back, or run the steps again")
         if fingerprint(path) != value:
