@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -686,10 +687,20 @@ def load_settings(*sources: str | Path | dict[str, Any]) -> Settings:
     return to_settings(values)
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a user's mistake ends in one line on stderr and exit code 2."""
+def say_next(*words: str | Path) -> None:
+    """Print the command to run next, the same way in every script."""
+    print("next:", shlex.join(map(str, words)))
+
+
+def run_script(main: Callable[[], None], then: str | None = None) -> None:
+    """Run a script's `main`; a user's mistake ends in one line on stderr and exit code 2.
+
+    `then` is the script, perhaps with arguments, to run next with the settings of this call.
+    """
     try:
         main()
+        if then:
+            say_next("python", *then.split(), *sys.argv[1:])
     except UserError as error:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}\n")
         sys.exit(2)

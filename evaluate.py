@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 import boards
 import metrics
 from artifacts import fingerprint, read_array, read_json, write_json, written_whole
-from config import Settings, UserError, flatten, make_parser, parse_settings, peek, run_script, select
+from config import Settings, UserError, flatten, make_parser, parse_settings, peek, run_script, say_next, select
 from datasets import Prepared, load_prepared
 from encoding import embed_pairs, image_source, made_from
 from pairs import load_images
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         print_table(read_json(outputs[0])["figures"])
         for path in outputs:
             print(f"up to date {path}")
+        say_what_next(run)
         return
     stamp.unlink(missing_ok=True)
 
@@ -99,6 +101,13 @@ def main(argv: list[str] | None = None) -> None:
     write_json(stamp, shaping)
     for path in outputs:
         print(f"wrote {path}")
+    say_what_next(run)
+
+
+def say_what_next(run: Path) -> None:
+    """What an evaluated run is good for."""
+    say_next("python", "search.py", "--run", run, "--serve")
+    say_next("tensorboard", "--logdir", run.parent)
 
 
 def demand_settings_of_the_run(run: Path, trained: Settings, settings: Settings) -> None:
@@ -131,7 +140,12 @@ def measure(
         if value_groups is groups:
             columns[name] = values
 
-    ranks = {way: metrics.rank_pairs(queries, targets, groups) for way, (queries, targets) in ways.items()}
+    parts = len(ways) * (2 + len(evaluation.kway)) + 1
+    progress = tqdm(total=parts, desc="measuring", unit="part", leave=False, disable=None)
+    ranks = {}
+    for way, (queries, targets) in ways.items():
+        ranks[way] = metrics.rank_pairs(queries, targets, groups)
+        progress.update()
     for k in evaluation.kway:
         for way, (queries, targets) in ways.items():
             name = f"{k}way_recall_at_1_{way}"
@@ -140,6 +154,7 @@ def measure(
                 figures[name]["sampled"] = metrics.sampled_kway_recall_at_1(
                     queries, targets, k, groups, repeats=evaluation.sampled_repeats, seed=settings.seed
                 )
+            progress.update()
 
     for way in ways:
         best, best_groups = ranks[way].best, ranks[way].best_groups
@@ -155,12 +170,15 @@ def measure(
     for modality, of_modality in zip(("images", "texts"), shares, strict=False):
         for (label, k), values in zip(neighbors.items(), of_modality, strict=True):
             add(f"preservation_{label}_{modality}", values, metrics.preservation_chance(len(rows), k, groups))
+    progress.update()
 
     for way, queries, targets, query_labels, target_labels, query_groups in by_category(x, y, data, rows):
         precisions = metrics.average_precisions(queries, targets, query_labels, target_labels)
         judged = ~np.isnan(precisions)
         chance = float(metrics.average_precision_chances(query_labels[judged], target_labels).mean())
         add(f"map_{way}", precisions[judged], chance, query_groups[judged])
+        progress.update()
+    progress.close()
     return figures, pa.table(columns)
 
 

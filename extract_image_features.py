@@ -25,8 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         features = cached_features(settings, images, choose_device(settings))[:, 0]
         write_array(output_paths(EXTRACT_IMAGES, settings)[0], features[images.of_pair])
         figures |= {"pairs": len(images.of_pair), "images": len(features), "features": features.shape[1]}
-    print("next: python knn_document_features.py --neighbors.space images")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, then="knn_document_features.py --neighbors.space images")

@@ -139,4 +139,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, then="train_cross_modal_retrieval_model.py 1 0.3 0.2")

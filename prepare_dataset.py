@@ -353,4 +353,4 @@ def demand_all_splits(figures: dict, images: dict[str, int], rejected: Path) -> 
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, then="train_doc2vec.py")

@@ -35,7 +35,7 @@ from artifacts import (
     write_json,
     written_whole,
 )
-from config import Settings, UserError, make_parser, parse_settings, run_script
+from config import Settings, UserError, make_parser, parse_settings, run_script, say_next
 from datasets import BatchPlan, Neighbors, OtherTexts, Prepared, load_prepared, plan_epoch
 from encoding import ImageSource, autocast, embed_pairs, image_source
 from fine_grained import PairwiseLoss
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> Path:
     print(f"lowest validation loss {trainer.best_loss:.4f} in epoch {trainer.best_epoch} of {trainer.epoch}")
     for name in ("best.pt", "last.pt", "run.json"):
         print(f"wrote {run / name}")
-    print(f"next: python evaluate.py --run {run}")
+    say_next("python", "evaluate.py", "--run", run)
     return run
 
 
@@ -210,7 +210,9 @@ class Trainer:
         )
         self.model.train()
         started = time.monotonic()
-        progress = tqdm(plan, desc=f"epoch {self.epoch}", unit="batch", leave=False, disable=None)
+        progress = tqdm(
+            plan, desc=f"epoch {self.epoch} of {training.max_epochs}", unit="batch", leave=False, disable=None
+        )
         for batch, images in zip(progress, self.images.batches(self.image_requests(plan)), strict=True):
             terms = self.losses(batch, images)
             self.optimizer.zero_grad(set_to_none=True)

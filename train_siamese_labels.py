@@ -96,4 +96,4 @@ def print_accuracies(figures: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, then="train_cross_modal_retrieval_model.py 0 0 0 --loss.base fine_grained")

@@ -15,7 +15,6 @@ TensorBoard curves and HParams. A search goes on where it was stopped; more tria
 
 import hashlib
 import json
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -40,7 +39,7 @@ from artifacts import (
     write_json,
     write_text,
 )
-from config import Settings, UserError, flatten, make_parser, parse_settings, run_script, without
+from config import Settings, UserError, flatten, make_parser, parse_settings, run_script, say_next, without
 from datasets import Prepared, load_prepared
 from encoding import ImageSource, image_source
 from models import build_model
@@ -69,13 +68,14 @@ def main(argv: list[str] | None = None) -> dict[str, Weights]:
         write_text(folder / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
 
     best = {name: search(folder / name, names, settings) for name, names in SEARCHES.items()}
-    flags = shlex.join(without(argv, {"--tuning.trials": 1}))
+    flags = without(argv, {"--tuning.trials": 1})
     k = settings.evaluation.kway[0]
     for name, weights in best.items():
         value = read_json(folder / name / "best.json")["value"]
-        print(f"{name}: {k}-way Recall@1 {value:.4f} on the validation split; train with")
-        print(f"  python train_cross_modal_retrieval_model.py {weights.sym:g} {weights.img:g} {weights.text:g} {flags}")
-    print(f"curves and HParams: tensorboard --logdir {folder}")
+        print(f"{name}: {k}-way Recall@1 {value:.4f} on the validation split")
+        words = [f"{weight:g}" for weight in (weights.sym, weights.img, weights.text)]
+        say_next("python", "train_cross_modal_retrieval_model.py", *words, *flags)
+    say_next("tensorboard", "--logdir", folder)
     return best
 
 

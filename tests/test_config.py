@@ -1,5 +1,6 @@
 """Settings: files, flags, defaults, and the mistakes people make in them."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from config import (
     make_parser,
     mistakes,
     parse_settings,
+    run_script,
     select,
 )
 
@@ -129,3 +131,18 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     for name in flatten(Settings()):
         assert f"--{name} " in shown
+
+
+def test_a_script_names_the_next_one_with_the_settings_of_its_call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["step.py", "--work", "my work", "--seed", "1"])
+    run_script(lambda: None, then="train.py 1 0.3 0.2")
+    assert capsys.readouterr().out == "next: python train.py 1 0.3 0.2 --work 'my work' --seed 1\n"
+
+    def wrong() -> None:
+        raise UserError("not so")
+
+    with pytest.raises(SystemExit):
+        run_script(wrong, then="train.py")
+    assert "next" not in capsys.readouterr().out

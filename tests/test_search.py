@@ -5,9 +5,14 @@ import csv
 import io
 import json
 import random
+import re
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 import threading
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TINY, one_line_error, run_script
+from conftest import ROOT, TINY, one_line_error, run_script
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -462,6 +467,26 @@ def test_other_hosts_are_refused_and_nothing_comes_from_elsewhere(client: FlaskC
     assert "unsafe" not in policy
     assert "http" not in answer.text.replace("http://127.0.0.1", "")
     assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+@pytest.mark.slow
+def test_the_page_is_served_until_ctrl_c_and_a_port_in_use_is_told(
+    run: Path, index: Index, client: FlaskClient
+) -> None:
+    command = [sys.executable, str(ROOT / "search.py"), "--run", str(run), "--serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        try:
+            (address,) = re.findall(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                assert "Drop a picture here" in answer.read().decode()
+            port = int(address.split(":")[2].strip("/"))
+            with pytest.raises(UserError, match=f"cannot listen on port {port}: .*--port"):
+                local_server(client.application, port)
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=60) == 0
+            assert not server.stderr.read()
+        finally:
+            server.kill()
 
 
 # The page in a browser

@@ -55,7 +55,7 @@ def test_the_best_is_what_training_with_it_scores_on_the_validation_split(tuned:
     shutil.copytree(tuned, work)
     shown = tune(work)
     assert shown.count("up to date") == 2
-    command = re.search(r"method: .*\n  python (\S+) (.*)", shown)
+    command = re.search(r"method: .*\nnext: python (\S+) (.*)", shown)
     run_script(command[1], *command[2].split())
     (run,) = (work / "runs").iterdir()
     (best,) = work.glob("tuning/*/method/best.json")
