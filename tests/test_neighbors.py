@@ -142,6 +142,23 @@ def test_hnsw_that_cannot_reach_the_recall_is_the_users_mistake(monkeypatch: pyt
         find_neighbors(cloud(50), (), Neighbors(k=3, method="hnsw"), 0, True)
 
 
+def test_auto_searches_exactly_where_hnsw_takes_as_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points, groups = cloud(2000, 30), (np.arange(2000) // 2,)
+    poor = {"k": 10, "hnsw_m": 3, "hnsw_ef_construction": 10, "recall_sample": 300, "min_recall": 0.95}
+    monkeypatch.setattr(neighbors, "EXACT_UP_TO", 1000)
+    monkeypatch.setattr(neighbors, "_CHUNK", 700)
+    monkeypatch.setattr(neighbors, "ROWS_A_STEP", 2000 // 40)  # an efSearch of 40 is as slow
+    found, figures = find_neighbors(points, groups, Neighbors(**poor), 0, True, tmp_path)
+    same(Found(*map(np.asarray, found)), exact(points, 10, groups))
+    assert figures["method"] == "exact" and figures["recall"] < 0.95 and figures["ef_search"] == 40
+    figures = find_neighbors(points, groups, Neighbors(**poor), 0, True, tmp_path)[1]
+    assert figures["method"] == "exact" and figures["searched_rows"] == 0
+    monkeypatch.setattr(neighbors, "ROWS_A_STEP", 1)
+    (tmp_path / "other").mkdir()
+    poor["min_recall"] = 0.9
+    assert find_neighbors(points, groups, Neighbors(**poor), 0, True, tmp_path / "other")[1]["method"] == "hnsw"
+
+
 def test_one_thread_builds_the_same_index_again(tmp_path: Path) -> None:
     points, poor = cloud(2000, 30), Neighbors(k=10, hnsw_m=3, hnsw_ef_construction=10)
     folders = (tmp_path / "first", tmp_path / "again")
