@@ -7,6 +7,7 @@ step sees that what it reads was made from what is there now.
 
 import contextlib
 import dataclasses
+import fcntl
 import glob
 import hashlib
 import importlib.metadata
@@ -14,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,10 @@ import numpy as np
 from config import Settings, UserError, flatten, select
 
 LIBRARIES = ("torch", "torchvision", "numpy", "gensim", "nmslib", "nltk", "pyarrow", "pillow", "datasketch")
+
+
+LOCK = ".lock"
+"""In WORK and in a run's folder: names the process that writes there, or was the last to do so."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,31 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Be the only process that writes in a folder; raises UserError that says who holds it, where another does.
+
+    The system lets go of a lock when its process ends, however it ends.
+    """
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{holder} is at work in {folder}; wait until it has ended, or stop it") from None
+        file.truncate(0)
+        file.write(f"{Path(sys.argv[0]).name} (process {os.getpid()} on {platform.node()})\n")
+        file.flush()
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -344,11 +375,16 @@ def making(step: Step, settings: Settings, published: Mapping[str, object] | Non
 
     The old stamp goes first, so that a step that was cut short counts as not done.
     """
+    with lock(settings.work_folder):
+        yield from _making(step, settings, published or {})
+
+
+def _making(step: Step, settings: Settings, published: Mapping[str, object]) -> Iterator[Figures]:
     inputs = input_fingerprints(step, settings)
     path = stamp_path(step, settings)
     path.unlink(missing_ok=True)
     started = time.monotonic()
-    figures = Figures(_unfinished(step, settings, {"inputs": inputs, "published": published or {}}))
+    figures = Figures(_unfinished(step, settings, {"inputs": inputs, "published": published}))
     yield figures
     outputs = {name: {"size": (settings.work_folder / name).stat().st_size} for name in _named(step.outputs, settings)}
     write_json(
@@ -357,7 +393,7 @@ def making(step: Step, settings: Settings, published: Mapping[str, object] | Non
             "script": step.script,
             "settings": select(settings, step.settings),
             "inputs": inputs,
-            "published": published or {},
+            "published": published,
             "outputs": outputs,
             "figures": figures,
             "versions": versions(),

@@ -9,8 +9,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from config import Settings, UserError
-from images import cores
+from processes import process_pool
 from published import Published, Row, files_below, given_root, inside, look_for
 from shards import leads_out, members, without_place
 
@@ -106,7 +104,7 @@ class Downloads:
         shards = _shards(folder)
         read = functools.partial(_of_shard, root)
         bar = tqdm(total=len(shards), desc=f"shards of {folder.name}", unit="shard", disable=None)
-        with bar, ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
+        with bar, process_pool() as pool:
             found = []
             for part in (pool.map if len(shards) > SHARDS_WORTH_A_PROCESS else map)(read, shards):
                 found.append(part)

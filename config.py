@@ -27,6 +27,14 @@ class UserError(Exception):
     """Something the user can mend. Its message is one line: what is wrong, where, and what to do."""
 
 
+class Stopped(Exception):
+    """A signal asked the script to stop, and it did so in good order. Its message is one line, as UserError's."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 @dataclass
 class Synthetic:
     """The made-up dataset (source `synthetic`)."""
@@ -304,6 +312,10 @@ class Training:
     """Steps between two points of the training curves."""
     show_results_every: int = 5
     """Epochs between two panels of retrieval results in TensorBoard, of val queries; 0 shows none, and no distances."""
+    checkpoint_minutes: float = 10.0
+    """Minutes from one checkpoint to the next within an epoch; every epoch ends with one."""
+    max_unreadable_share: float = 0.01
+    """Share of the images that may have become unreadable since step 0: others take their place. Above it, stop."""
 
 
 @dataclass
@@ -464,6 +476,8 @@ def mistakes(settings: Settings) -> list[str]:
         demand(name, lambda value: value > 0, "above 0")
     for name in ("dataset.near_duplicate_threshold", "neighbors.min_recall"):
         demand(name, lambda value: 0 < value <= 1, "above 0 and at most 1")
+    demand("training.checkpoint_minutes", lambda value: value > 0, "above 0")
+    demand("training.max_unreadable_share", lambda value: 0 <= value < 1, "at least 0 and below 1")
     for name in ("dataset.val_share", "dataset.test_share", "training.decay_factor"):
         demand(name, lambda value: 0 < value < 1, "between 0 and 1")
     demand("dataset.synthetic.literalness", lambda value: 0 <= value <= 1, "from 0 to 1")
@@ -704,6 +718,9 @@ def run_script(main: Callable[[], None], then: str | None = None) -> None:
     except UserError as error:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}\n")
         sys.exit(2)
+    except Stopped as stopped:
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: {stopped}\n")
+        sys.exit(128 + stopped.signal)
     except BrokenPipeError:  # whoever read the output has had enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

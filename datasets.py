@@ -1,12 +1,14 @@
 """From the prepared files in WORK to batches: which pairs and neighbors, their token arrays, their images."""
 
-from collections.abc import Iterable, Iterator
+import signal
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from artifacts import FIND_NEIGHBORS, output_paths, read_array
 from config import Settings, UserError
@@ -195,7 +197,7 @@ def plan_epoch(
 
 
 class ImageFiles(Dataset[Tensor]):
-    """Image files as (3, S, S) uint8 pixels; raises UserError, naming the file, where one cannot be read."""
+    """Image files as (3, S, S) uint8 pixels; raises UnreadableImage, naming the file, where one cannot be read."""
 
     def __init__(self, images: Images, size: int, max_pixels: int) -> None:
         self.images, self.size, self.max_pixels = images, size, max_pixels
@@ -208,22 +210,32 @@ class ImageFiles(Dataset[Tensor]):
         try:
             image = load_image(path, size=self.size, max_pixels=self.max_pixels)
         except UnreadableImage as error:
-            raise UserError(f"{path} was readable when it was prepared and now is not: {error}") from None
+            raise UnreadableImage(f"{path} was readable when it was prepared and now is not: {error}") from None
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
-    def __getitems__(self, numbers: list[int]) -> Tensor | UserError:
-        """A batch (B, 3, S, S), or what is wrong with one of its files.
+    def __getitems__(self, numbers: list[int]) -> tuple[Tensor, dict[int, str]]:
+        """A batch (B, 3, S, S), and by number what is wrong with the files that cannot be read: black in the batch.
 
         It is returned because an exception that a worker raises comes with the worker's traceback in its message.
         """
-        try:
-            return default_collate([self[number] for number in numbers])
-        except UserError as error:
-            return error
+        pixels, unreadable = [], {}
+        for number in numbers:
+            try:
+                pixels.append(self[number])
+            except UnreadableImage as error:
+                pixels.append(torch.zeros(3, self.size, self.size, dtype=torch.uint8))
+                unreadable[number] = str(error)
+        return torch.stack(pixels), unreadable
 
 
-def _as_it_comes(batch: Tensor | UserError) -> Tensor | UserError:
+def _as_it_comes(batch: tuple[Tensor, dict[int, str]]) -> tuple[Tensor, dict[int, str]]:
     return batch
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal: a worker that heeds it would take the last checkpoint with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class PixelSource:
@@ -231,34 +243,62 @@ class PixelSource:
 
     def __init__(self, files: ImageFiles, workers: int, device: torch.device) -> None:
         self.files, self.workers, self.device = files, workers, device
+        self.unreadable: dict[int, str] = {}
+        """What is wrong with each image, by number, that was asked for and could not be read; black in its batch."""
 
     def batches(self, requests: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
-        """For each request (image numbers, flips), both (B,): uint8 pixels (B, 3, S, S) on the device.
-
-        Raises UserError, naming the file, where one cannot be read.
-        """
+        """For each request (image numbers, flips), both (B,): uint8 pixels (B, 3, S, S) on the device."""
         loader = DataLoader(
             self.files,
             batch_sampler=[numbers.tolist() for numbers, _ in requests],
             collate_fn=_as_it_comes,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_trainer,
+            generator=torch.Generator(),  # torch's own is for dropout, whose draws must not depend on the loader
         )
-        for pixels, (_, flips) in zip(loader, requests, strict=True):
-            if isinstance(pixels, UserError):
-                raise pixels
-            pixels = pixels.to(self.device, non_blocking=True)
-            mirrored = torch.from_numpy(flips).to(self.device)[:, None, None, None]
-            yield torch.where(mirrored, pixels.flip(3), pixels)
+        for (pixels, unreadable), (_, flips) in zip(loader, requests, strict=True):
+            self.unreadable |= unreadable
+            yield self._mirrored(pixels, flips)
+
+    def load(self, numbers: np.ndarray, flips: np.ndarray) -> Tensor:
+        """One batch more, as those of `batches`, decoded in this process."""
+        pixels, unreadable = self.files.__getitems__(numbers.tolist())
+        self.unreadable |= unreadable
+        return self._mirrored(pixels, flips)
+
+    def _mirrored(self, pixels: Tensor, flips: np.ndarray) -> Tensor:
+        pixels = pixels.to(self.device, non_blocking=True)
+        mirrored = torch.from_numpy(flips).to(self.device)[:, None, None, None]
+        return torch.where(mirrored, pixels.flip(3), pixels)
 
 
 class FeatureSource:
     """Batches of a frozen backbone's cached features; `features` is (I, 2, F), image and mirror image."""
 
-    def __init__(self, features: np.ndarray, device: torch.device) -> None:
+    def __init__(
+        self, features: np.ndarray, device: torch.device, unreadable: Mapping[int, str] = MappingProxyType({})
+    ) -> None:
         self.features, self.device = features, device
+        self.unreadable = unreadable
+        """What was wrong with each image, by number, that could not be read when the features were computed."""
 
     def batches(self, requests: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
         """For each request (image numbers, flips), both (B,): features (B, F) on the device."""
-        for numbers, flips in requests:
-            yield torch.from_numpy(self.features[numbers, flips.astype(np.int64)]).to(self.device)
+        return (self.load(numbers, flips) for numbers, flips in requests)
+
+    def load(self, numbers: np.ndarray, flips: np.ndarray) -> Tensor:
+        """One batch."""
+        return torch.from_numpy(self.features[numbers, flips.astype(np.int64)]).to(self.device)
+
+
+ImageSource = PixelSource | FeatureSource
+
+
+def demand_readable(unreadable: Mapping[int, str], images: int, share: float = 0.0) -> None:
+    """Raise UserError, with a summary, where more than `share` of a dataset's `images` could not be read."""
+    if len(unreadable) > share * images:
+        first = unreadable[min(unreadable)]
+        allowed = f"training.max_unreadable_share allows {share:.2%}" if share else "none may be missing here"
+        others = f" (the first of {len(unreadable):,} of {images:,} images, {len(unreadable) / images:.2%}; {allowed})"
+        raise UserError(f"{first}{others if share or len(unreadable) > 1 else ''}; run prepare_dataset.py again")

@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import time
 import zlib
@@ -29,6 +28,7 @@ from gensim.models.keyedvectors import KeyedVectors
 
 from artifacts import read_json, write_array, write_json, written_whole
 from config import Settings, UserError
+from processes import cores, serve
 from text import SPECIAL_WORDS, Tokenizer, load_tokenizer, read_vocabulary, to_indices
 
 MAX_WORDS = 10_000
@@ -37,11 +37,6 @@ TEXTS_AT_A_TIME = 10_000
 """Texts whose words are written before they are counted as done."""
 SAVE_EVERY = 300.0
 """Seconds of training after which its state is kept; at 3.3 million texts that writes 2.6 GB."""
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def text_batches(
@@ -188,6 +183,15 @@ def _untrained(corpus: Path, settings: Settings) -> Doc2Vec:
 def save_model(model: Doc2Vec, path: Path) -> None:
     """Save the model as one file, without what differs from run to run (gensim's log of events, with times)."""
     model.lifecycle_events, model.total_train_time = None, 0.0
+    # A model that was kept and loaded on the way is to give the same file as one that was not. So gensim's notes of how
+    # it loads go, attributes are written by name, and what pickle writes once where it is one object (strings, the type
+    # of the arrays' numbers) is made alike.
+    model.dv.vectors = model.wv.vectors[:0]
+    model = pickle.loads(pickle.dumps(model))
+    for part in (model, model.wv, model.dv):
+        attributes = sorted(vars(part).items())
+        vars(part).clear()
+        vars(part).update({name: value for name, value in attributes if not name.startswith("__")})
     model.save(str(path), sep_limit=sys.maxsize)  # gensim would write large arrays to files of their own
 
 
@@ -294,6 +298,5 @@ def embed_batches(settings: Settings, batches: Iterable[list[str]], processes: i
     if processes == 1:
         yield from map(Omega.load(settings).embed, batches)
         return
-    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)  # this process answers Ctrl-C and ends the others
-    with multiprocessing.get_context("spawn").Pool(processes, signal.signal, ignore_interrupt) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, serve) as pool:
         yield from pool.imap(functools.partial(_embed, pickle.dumps(settings)), batches)

@@ -10,12 +10,18 @@ from tqdm import tqdm
 
 from artifacts import fingerprint, read_array, read_json, versions, write_json, written_whole
 from config import Settings, UserError
-from datasets import FeatureSource, ImageFiles, PixelSource, Prepared, WordSequences
+from datasets import (
+    FeatureSource,
+    ImageFiles,
+    ImageSource,
+    PixelSource,
+    Prepared,
+    WordSequences,
+    demand_readable,
+)
 from models import Backbone, TwoStream, seeded
 from pairs import Images
 from shards import file_of
-
-ImageSource = PixelSource | FeatureSource
 
 
 def autocast(settings: Settings, device: torch.device) -> torch.autocast:
@@ -67,8 +73,12 @@ def made_from(settings: Settings, images: Images) -> dict[str, object]:
 
 
 @torch.no_grad()
-def cached_features(settings: Settings, images: Images, device: torch.device, *, local: bool = False) -> np.ndarray:
+def cached_features(
+    settings: Settings, images: Images, device: torch.device, *, local: bool = False
+) -> tuple[np.ndarray, dict[int, str]]:
     """Features (I, 2, F), float32, of every image ([:, 0]) and of its mirror image ([:, 1]), memory-mapped.
+
+    Beside them, by number, what is wrong with the images that cannot be read: their features are NaN.
 
     They are those of the backbone as pretrained, computed, under `training.precision`, where they are not there yet or
     where the images or the weights have changed. With `local` they are those of every place of the feature map,
@@ -76,8 +86,10 @@ def cached_features(settings: Settings, images: Images, device: torch.device, *,
     """
     path, inputs = features_path(settings, local=local), made_from(settings, images)
     stamp = path.with_suffix(".json")
-    if path.exists() and stamp.exists() and read_json(stamp)["made_from"] == inputs:
-        return read_array(path)
+    if path.exists() and stamp.exists():
+        made = read_json(stamp)
+        if made["made_from"] == inputs:
+            return read_array(path), {int(number): why for number, why in made.get("unreadable", {}).items()}
     stamp.unlink(missing_ok=True)
 
     with seeded(settings):
@@ -102,11 +114,13 @@ def cached_features(settings: Settings, images: Images, device: torch.device, *,
             with autocast(settings, device):
                 both = compute(torch.cat([pixels, pixels.flip(3)]))
             features[part] = both.float().unflatten(0, (2, len(part))).transpose(0, 1).cpu().numpy()
+            demand_readable(source.unreadable, count, settings.training.max_unreadable_share)
             progress.update(len(part))
+        features[list(source.unreadable)] = np.nan
         features.flush()
-    write_json(stamp, {"made_from": inputs, "versions": versions()})
+    write_json(stamp, {"made_from": inputs, "unreadable": source.unreadable, "versions": versions()})
     print(f"wrote {path}")
-    return read_array(path)
+    return read_array(path), source.unreadable
 
 
 def image_source(settings: Settings, data: Prepared, device: torch.device) -> ImageSource:
@@ -114,7 +128,8 @@ def image_source(settings: Settings, data: Prepared, device: torch.device) -> Im
     if settings.model.image.trainable or not settings.model.image.cache_features:
         return PixelSource(image_files(settings, data.images), settings.training.workers, device)
     local = settings.model.pvse.embeddings > 0
-    return FeatureSource(cached_features(settings, data.images, device, local=local), device)
+    features, unreadable = cached_features(settings, data.images, device, local=local)
+    return FeatureSource(features, device, unreadable)
 
 
 def embed_pairs(
@@ -122,7 +137,8 @@ def embed_pairs(
 ) -> tuple[Tensor, Tensor]:
     """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the images and texts of the pairs `rows`, in eval mode.
 
-    An image that several pairs share is embedded once, so that these rows are equal to the last bit.
+    An image that several pairs share is embedded once, so that these rows are equal to the last bit. One that cannot be
+    read is in `images.unreadable` afterwards, and its embedding means nothing.
     """
     numbers, image_of_row = np.unique(data.images.of_pair[rows], return_inverse=True)
     x = embed_images(model, images, numbers, settings, device)

@@ -24,7 +24,7 @@ import boards
 import metrics
 from artifacts import fingerprint, read_array, read_json, write_json, written_whole
 from config import Settings, UserError, flatten, make_parser, parse_settings, peek, run_script, say_next, select
-from datasets import Prepared, load_prepared
+from datasets import Prepared, demand_readable, load_prepared
 from encoding import embed_pairs, image_source, made_from
 from pairs import load_images
 from runs import choose_device, finished_run, load_model
@@ -46,10 +46,13 @@ SCOPES = [digit * 10**power for power in range(8) for digit in (1, 2, 3, 5, 7)]
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--run", required=True, help="folder of a finished run, WORK/runs/NAME")
+    parser.add_argument(
+        "--force", action="store_true", help="evaluate although image files or neighbors are others than in training"
+    )
     argv = sys.argv[1:] if argv is None else argv
     given = peek(argv, "--run")
     run = Path((given or [""])[-1])
-    trained = finished_run(run)[0] if given else None
+    trained = finished_run(run, force="--force" in argv)[0] if given else None
     settings, _, _ = parse_settings(parser, argv, base=trained)
     if trained is None:  # the parser has asked for the flag, and here it is empty
         raise UserError("--run names no folder; give it that of a finished run, WORK/runs/NAME")
@@ -73,7 +76,10 @@ def main(argv: list[str] | None = None) -> None:
     data = load_prepared(settings)
     model = load_model(run, settings, device)
     rows = data.rows[settings.evaluation.split]
-    x, y = embed_pairs(model, data, image_source(settings, data, device), rows, settings, device)
+    images = image_source(settings, data, device)
+    x, y = embed_pairs(model, data, images, rows, settings, device)
+    needed = set(data.images.of_pair[rows].tolist())
+    demand_readable({number: why for number, why in images.unreadable.items() if number in needed}, len(needed))
     reference = np.array(read_array(settings.work_folder / "doc2vec" / "vectors.npy")[rows])
     figures, queries = measure(x, y, reference, data, rows, settings)
     curves = precision_curves(x, y, data, rows)

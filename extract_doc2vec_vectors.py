@@ -29,8 +29,9 @@ from artifacts import (
     write_json,
 )
 from config import Settings, make_parser, parse_settings, run_script
-from doc2vec import cores, embed_batches, text_batches
+from doc2vec import embed_batches, text_batches
 from pairs import SPLITS, read_pairs, rows_of_split
+from processes import cores
 
 TEXTS_WORTH_A_PROCESS = 5000
 """A process takes two seconds to start, and places some 2,000 texts a second."""

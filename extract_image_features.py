@@ -9,6 +9,7 @@ Reads pairs.parquet and the images. Writes WORK/image_features/vectors.npy, one 
 
 from artifacts import EXTRACT_IMAGES, PREPARE, is_up_to_date, making, output_paths, require, write_array
 from config import make_parser, parse_settings, run_script
+from datasets import demand_readable
 from encoding import cached_features, made_from
 from pairs import load_images
 from runs import choose_device
@@ -22,9 +23,10 @@ def main(argv: list[str] | None = None) -> None:
     if is_up_to_date(EXTRACT_IMAGES, settings, published):
         return
     with making(EXTRACT_IMAGES, settings, published) as figures:
-        features = cached_features(settings, images, choose_device(settings))[:, 0]
-        write_array(output_paths(EXTRACT_IMAGES, settings)[0], features[images.of_pair])
-        figures |= {"pairs": len(images.of_pair), "images": len(features), "features": features.shape[1]}
+        features, unreadable = cached_features(settings, images, choose_device(settings))
+        demand_readable(unreadable, len(features))
+        write_array(output_paths(EXTRACT_IMAGES, settings)[0], features[images.of_pair, 0])
+        figures |= {"pairs": len(images.of_pair), "images": len(features), "features": features.shape[2]}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from processes import serve
+
 VECTORS_AT_A_TIME = 20_000
 
 
@@ -29,6 +31,7 @@ def build(points: Path, index: Path, m: int, ef_construction: int, threads: int,
 def _build(points: Path, index: Path, m: int, ef_construction: int, threads: int, progress: bool) -> None:
     import nmslib  # compiled, and needed by large datasets only
 
+    serve()
     vectors = np.load(points, mmap_mode="r")
     built = nmslib.init(method="hnsw", space="l2")
     for start in range(0, len(vectors), VECTORS_AT_A_TIME):

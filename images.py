@@ -11,15 +11,14 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from processes import process_pool
 from shards import find_member, open_member
 
 # Pillow refuses images from 179 megapixels on, as they may be decompression bombs. Archives do hold such drawings, so
@@ -209,8 +208,7 @@ def check_images(
         done += count
     bar.update(done - sum(error.kind == GIANT for error in wrong.values()))
     try:
-        # spawned, not forked: forking a process that has threads (Arrow's, tqdm's) can deadlock
-        with bar, ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
+        with bar, process_pool() as pool:
             small = functools.partial(check, decode_up_to=ONE_AT_A_TIME)
             for start in range(done, len(names), IMAGES_AT_A_TIME):  # a pool takes in all it is given to map at once
                 some = names[start : start + IMAGES_AT_A_TIME]
@@ -246,8 +244,3 @@ def _parts_checked(path: Path) -> list[tuple[int, list[tuple[str, str, str]]]]:
         path.write_text("".join(whole), encoding="utf-8")
         parts = [json.loads(line) for line in whole]
     return parts
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

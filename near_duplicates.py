@@ -11,7 +11,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from datasketch import MinHash
 from tqdm import tqdm
 
 from artifacts import open_array, read_json, write_json
-from images import cores
+from processes import cores, process_pool
 
 TEXTS_AT_A_TIME = 5_000  # to a process
 PERMUTATIONS = 128
@@ -60,7 +59,7 @@ def signatures(
     texts = itertools.islice(texts, done, None)
     parts = iter(lambda: list(itertools.islice(texts, TEXTS_AT_A_TIME)), [])
     bar = tqdm(total=count, initial=done, desc="near-duplicate texts: signatures", unit="text", disable=None)
-    with bar, ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
+    with bar, process_pool() as pool:
         sign = functools.partial(_sign, language=language)
         for of_part in _in_order(pool, sign, parts) if count > 2 * TEXTS_AT_A_TIME else map(sign, parts):
             end = done + len(of_part[0])

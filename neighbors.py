@@ -35,8 +35,8 @@ against 47.9. Exact search grows with the square of the rows.
 ROWS_A_STEP = 500
 """Rows for each step of `efSearch` from which HNSW takes longer than exact search does.
 
-Measured on the same cores, 200 dimensions: a thread takes 5.1 ms a query among 886,903 rows at efSearch 812, and 17 ms at
-3,248. The matrix product of exact search takes it about 7 ms. `neighbors.method: auto` then searches exactly.
+Measured on the same cores, 200 dimensions: a thread takes 5.1 ms a query among 886,903 rows at efSearch 812, and 17 ms
+at 3,248. The matrix product of exact search takes it about 7 ms. `neighbors.method: auto` then searches exactly.
 """
 
 _BLOCK = 256  # rows that exact search compares with all others at a time

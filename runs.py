@@ -13,6 +13,7 @@ import yaml
 from artifacts import (
     EXTRACT_DOC2VEC,
     FIND_NEIGHBORS,
+    LOCK,
     Step,
     fingerprint,
     output_paths,
@@ -39,7 +40,12 @@ NOT_OF_A_RUN = (
     "training.workers",
     "training.log_every",
     "training.show_results_every",
+    "training.checkpoint_minutes",
+    "training.max_unreadable_share",
 )
+
+NOT_READ_BY_A_MODEL = ("set of image files", "neighbors/", "siamese/")
+"""Inputs of training by the beginning of their names, without which a trained model is what it was."""
 
 LAST_SECTION, LAST_SETTING = "evaluation", "batch_size"
 """Every run's config.yaml has this setting, after all that shape the run: without it the file was cut off."""
@@ -109,8 +115,11 @@ def image_inputs(settings: Settings) -> dict[str, str]:
     return found
 
 
-def what_changed_since(run: Path, settings: Settings) -> str | None:
-    """What shaped the run in the folder and is another now; None where nothing is, or there is no run."""
+def what_changed_since(run: Path, settings: Settings, *, force: bool = False) -> str | None:
+    """What shaped the run in the folder and is another now; None where nothing is, or there is no run.
+
+    With `force` only what its model cannot be used without is compared: the pairs, the vocabulary and the words.
+    """
     if not (run / "config.yaml").exists():
         return None
     settings_before, weights = read_run(run)
@@ -123,7 +132,7 @@ def what_changed_since(run: Path, settings: Settings) -> str | None:
         if trained_on.keys() - there.keys():  # runs of earlier versions do not name the images
             there |= image_inputs(settings)
         for name, value in trained_on.items():
-            if there.get(name) != value:
+            if there.get(name) != value and not (force and name.startswith(NOT_READ_BY_A_MODEL)):
                 return f"on another {name}"
     return None
 
@@ -134,7 +143,7 @@ def clear_run(run: Path) -> None:
     for old in run.glob("*"):
         if old.is_dir():
             shutil.rmtree(old)
-        else:
+        elif old.name != LOCK:
             old.unlink()
 
 
@@ -176,16 +185,17 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
     return load_settings(tree), weights
 
 
-def finished_run(run: Path) -> tuple[Settings, Weights]:
+def finished_run(run: Path, *, force: bool = False) -> tuple[Settings, Weights]:
     """`read_run` of a run that is finished and whose inputs are still those it was trained on.
 
-    Raises UserError where it is not.
+    With `force` its images and neighbors may be others. Raises UserError where it is not.
     """
     settings, weights = read_run(run)
     if not (run / "run.json").exists():
         raise UserError(f"{run} is unfinished; go on with it with train_cross_modal_retrieval_model.py --resume")
-    if changed := what_changed_since(run, settings):
-        raise UserError(f"{run} was trained {changed}; train it anew with --overwrite")
+    if changed := what_changed_since(run, settings, force=force):
+        hint = "" if force or what_changed_since(run, settings, force=True) else ", or use it all the same with --force"
+        raise UserError(f"{run} was trained {changed}; train it anew with --overwrite{hint}")
     return settings, weights
 
 

@@ -8,12 +8,21 @@ ways at once; it reads the labels of train_siamese_labels.py.
 
 Reads pairs.parquet, the token sequences, the word vectors and the neighbor table in WORK, and the images. Writes
 WORK/runs/<run>/: config.yaml, last.pt, best.pt (lowest validation loss), TensorBoard events and run.json.
+
+Ctrl-C and SIGTERM write a checkpoint and stop; with --resume the run goes on to what it would have become anyway.
 """
 
+import contextlib
+import copy
+import dataclasses
+import errno
 import functools
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -29,15 +38,25 @@ from artifacts import (
     EXTRACT_DOC2VEC,
     PREPARE,
     TRAIN_DOC2VEC,
+    lock,
     read_array,
     require,
     versions,
     write_json,
     written_whole,
 )
-from config import Settings, UserError, make_parser, parse_settings, run_script, say_next
-from datasets import BatchPlan, Neighbors, OtherTexts, Prepared, load_prepared, plan_epoch
-from encoding import ImageSource, autocast, embed_pairs, image_source
+from config import Settings, Stopped, UserError, make_parser, parse_settings, run_script, say_next
+from datasets import (
+    BatchPlan,
+    ImageSource,
+    Neighbors,
+    OtherTexts,
+    Prepared,
+    demand_readable,
+    load_prepared,
+    plan_epoch,
+)
+from encoding import autocast, embed_pairs, image_source
 from fine_grained import PairwiseLoss
 from metrics import kway_recall_at_1
 from models import PVSE, TwoStream, build_model
@@ -82,35 +101,69 @@ def main(argv: list[str] | None = None) -> Path:
     data = load_prepared(settings)
     be_deterministic(settings)
     model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
-    if arguments.overwrite or (arguments.refresh and what_changed_since(run, settings)):
-        clear_run(run)
-    if not start_run(run, settings, weights, resume=arguments.resume):
-        return run
+    with lock(run):
+        if arguments.overwrite or (arguments.refresh and what_changed_since(run, settings)):
+            clear_run(run)
+        if not start_run(run, settings, weights, resume=arguments.resume):
+            return run
+        images = image_source(settings, data, device)
+        trainer = Trainer(settings, weights, data, model, images, device)
+        learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        train, val = len(data.rows["train"]), len(data.rows["val"])
+        print(f"training {run.name}: {train:,} train and {val:,} val pairs, {learned:,} parameters, on {device}")
+        train_until_finished(trainer, run)
+    print(f"lowest validation loss {trainer.best_loss:.4f} in epoch {trainer.best_epoch} of {trainer.epoch}")
+    for name in ("best.pt", "last.pt", "run.json"):
+        print(f"wrote {run / name}")
+    say_next("python", "evaluate.py", "--run", run)
+    return run
 
-    images = image_source(settings, data, device)
-    trainer = Trainer(settings, weights, data, model, images, device)
-    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    train, val = len(data.rows["train"]), len(data.rows["val"])
-    print(f"training {run.name}: {train:,} train and {val:,} val pairs, {learned:,} parameters, on {device}")
-    if arguments.resume and (run / "last.pt").exists():
+
+def train_until_finished(trainer: "Trainer", run: Path) -> None:
+    """The training loop, from the checkpoint in the run's folder on where there is one.
+
+    Raises Stopped, after a checkpoint, where Ctrl-C or SIGTERM ask for it.
+    """
+    if (run / "last.pt").exists():
         trainer.load(run / "last.pt")
+        print(f"going on in epoch {trainer.epoch}, after step {trainer.step}")
+    else:
+        roll_back_curves(run, {})
+    minutes = trainer.settings.training.checkpoint_minutes
+    started = saved = time.monotonic()
+    before = trainer.seconds
 
-    started = time.monotonic()
-    # Curves of steps after the checkpoint that is gone on from are drawn again, not twice.
-    with SummaryWriter(str(run), purge_step=trainer.step + 1 if trainer.step else None) as board:
-        if trainer.epoch == 0:
+    with StopRequest() as request, curves(run) as board:
+
+        def checkpoint() -> None:
+            nonlocal saved
+            trainer.seconds = before + time.monotonic() - started
+            trainer.checkpoint(board)
+            saved = time.monotonic()
+
+        def after_batch() -> None:
+            if request.signal or time.monotonic() - saved > 60 * minutes:
+                checkpoint()
+            stop_where_asked()
+
+        def stop_where_asked() -> None:
+            if request.signal:
+                raise Stopped(f"stopped after step {trainer.step}; go on with --resume", request.signal)
+
+        if trainer.step == 0:
             trainer.validate(board)  # the untrained model: where the curves begin
             tqdm.write(trainer.shown)
         while not trainer.finished():
-            trainer.train_one_epoch(board)
+            trainer.train_one_epoch(board, after_batch)
             improved = trainer.validate(board)
             tqdm.write(trainer.shown)
             if improved:
                 trainer.save(run / "best.pt")
-            trainer.save(run / "last.pt", to_resume=True)
-            board.flush()
-    figures = {"val_loss": trainer.best_loss, "val_recall_at_1": trainer.best_recall, "best_epoch": trainer.best_epoch}
-    boards.write_hparams(run, weights, settings, figures, trainer.step)
+            checkpoint()
+            if not trainer.finished():
+                stop_where_asked()
+        best = {"val_loss": trainer.best_loss, "val_recall_at_1": trainer.best_recall, "best_epoch": trainer.best_epoch}
+        boards.write_hparams(run, trainer.weights, trainer.settings, best, trainer.step)
     write_json(
         run / "run.json",
         {
@@ -119,14 +172,55 @@ def main(argv: list[str] | None = None) -> Path:
             "best_val_loss": trainer.best_loss,
             "val_recall_at_1": trainer.best_recall,
             "versions": versions(),
-            "seconds": round(time.monotonic() - started, 2),
+            "seconds": round(trainer.seconds, 2),
         },
     )
-    print(f"lowest validation loss {trainer.best_loss:.4f} in epoch {trainer.best_epoch} of {trainer.epoch}")
-    for name in ("best.pt", "last.pt", "run.json"):
-        print(f"wrote {run / name}")
-    say_next("python", "evaluate.py", "--run", run)
-    return run
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM, noted until training comes to where it can stop; a second Ctrl-C stops it at once."""
+
+    signal = 0
+    """The signal that came, or 0."""
+
+    def __enter__(self) -> "StopRequest":
+        self.handlers = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        """The signals' handler."""
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@contextlib.contextmanager
+def curves(run: Path) -> Iterator[SummaryWriter]:
+    """TensorBoard's writer of a run; raises UserError where the disk is full or not writable."""
+    told, threading.excepthook = threading.excepthook, lambda _: None  # the writer's thread fails, and then each call
+    try:
+        with SummaryWriter(str(run)) as board:
+            yield board
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"cannot write in {run}: {error.strerror}; make room and go on with --resume") from None
+    finally:
+        threading.excepthook = told
+
+
+def roll_back_curves(run: Path, sizes: dict[str, int]) -> None:
+    """Cut TensorBoard's files in a run's folder back to `sizes` in bytes, by name; those of no size go altogether."""
+    for path in run.glob("events.out.tfevents.*"):
+        if path.name in sizes:
+            with path.open("r+b") as file:
+                file.truncate(sizes[path.name])
+        else:
+            path.unlink()
 
 
 def make_loss_terms(settings: config.Loss) -> Callable[..., dict[str, Tensor]]:
@@ -184,9 +278,13 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=training.decay_factor, patience=training.decay_patience - 1, threshold=0.0
         )
-        self.epoch, self.step = 0, 0
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.batches_done = 0  # of the epoch under way; 0 between two epochs
+        self.random: dict[str, Any] = {}  # state of the generators that a checkpoint within an epoch came with
+        self.unchecked: list[tuple[int, BatchPlan, dict[str, Tensor]]] = []  # step, batch and loss terms
         self.best_loss, self.best_epoch, self.best_recall = float("inf"), 0, 0.0
         self.shown = ""  # the last validation in a line
+        self.told: set[int] = set()  # images that could not be read
         # Fixed batches: validation losses of two epochs, or of two methods, are over the same negatives.
         self.val_rows = np.random.default_rng(settings.seed).permutation(data.rows["val"])
 
@@ -195,11 +293,14 @@ class Trainer:
         training = self.settings.training
         return self.epoch >= training.max_epochs or self.epoch - self.best_epoch >= training.stop_patience
 
-    def train_one_epoch(self, board: SummaryWriter) -> None:
-        """One pass over the train pairs."""
+    def train_one_epoch(self, board: SummaryWriter, after_batch: Callable[[], None] = lambda: None) -> None:
+        """One pass over the train pairs, or the rest of one."""
         settings, training = self.settings, self.settings.training
-        self.epoch += 1
-        torch.manual_seed(np.random.SeedSequence([settings.seed, self.epoch]).generate_state(1)[0].item())  # dropout
+        if self.batches_done:  # torch's generator is for dropout
+            set_random_state(self.random)
+        else:
+            self.epoch += 1
+            torch.manual_seed(np.random.SeedSequence([settings.seed, self.epoch]).generate_state(1)[0].item())
         plan = plan_epoch(
             self.data.rows["train"],
             self.neighbors,
@@ -208,21 +309,93 @@ class Trainer:
             seed=settings.seed,
             epoch=self.epoch,
         )
+        rest = plan[self.batches_done :]
         self.model.train()
         started = time.monotonic()
-        progress = tqdm(
-            plan, desc=f"epoch {self.epoch} of {training.max_epochs}", unit="batch", leave=False, disable=None
-        )
-        for batch, images in zip(progress, self.images.batches(self.image_requests(plan)), strict=True):
+        doing, before = f"epoch {self.epoch} of {training.max_epochs}", self.batches_done
+        progress = tqdm(rest, doing, len(plan), initial=before, unit="batch", leave=False, disable=None)
+        for batch, images in zip(progress, self.images.batches(self.image_requests(rest)), strict=True):
+            batch, images = self.readable(batch, images)
             terms = self.losses(batch, images)
             self.optimizer.zero_grad(set_to_none=True)
             losses.weighted_sum(terms, self.term_weights).backward()
             self.optimizer.step()
             self.step += 1
+            self.batches_done += 1
+            self.unchecked.append((self.step, batch, {name: term.detach() for name, term in terms.items()}))
             if self.step % training.log_every == 0:
+                self.demand_finite(board)
                 self.log_losses(board, batch, terms)
-        pairs_a_second = len(self.data.rows["train"]) / (time.monotonic() - started)
-        board.add_scalar("speed/pairs_a_second", pairs_a_second, self.step)
+            after_batch()
+        if rest:
+            self.demand_finite(board)
+            pairs_a_second = sum(len(batch.rows) for batch in rest) / (time.monotonic() - started)
+            board.add_scalar("speed/pairs_a_second", pairs_a_second, self.step)
+
+    def demand_finite(self, board: SummaryWriter) -> None:
+        """Raise UserError where a loss since the last call was NaN or infinite; its batch is saved in the run's folder.
+
+        The losses of several steps are looked at together, as each look makes a GPU wait.
+        """
+        unchecked, self.unchecked = self.unchecked, []
+        for step, batch, terms in unchecked:
+            values = {name: value.item() for name, value in terms.items()}
+            if not np.isfinite(list(values.values())).all():
+                path = Path(board.log_dir) / "non_finite_batch.json"
+                told = {"epoch": self.epoch, "step": step, "losses": {name: str(values[name]) for name in values}}
+                write_json(path, told | {"pairs": batch.rows.tolist(), "neighbors": batch.neighbors.tolist()})
+                raise UserError(
+                    f"a loss of step {step} is NaN or infinite; the batch's pairs are in {path}; look at them, lower "
+                    "training.learning_rate, and train anew with --overwrite"
+                )
+
+    def readable(self, batch: BatchPlan, images: Tensor) -> tuple[BatchPlan, Tensor]:
+        """The batch with another train pair, drawn by seed, in place of each whose image could not be read.
+
+        Where it is only the neighbor's, the pair stays and another of its neighbors is drawn.
+        """
+        size = len(batch.rows)
+        lost = self.lost(batch).reshape(-1, size).any(axis=0)
+        if not lost.any():
+            return batch, images
+        self.warn_of_unreadable()
+        batch, images = copy.deepcopy(batch), images.clone()
+        for place in np.flatnonzero(lost):
+            columns = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
+            one = BatchPlan(*(column[place : place + 1] for column in columns))  # shares the batch's memory
+            images[place::size] = self.replaced(one)
+        return batch, images
+
+    def replaced(self, one: BatchPlan) -> Tensor:
+        """Put a pair and a neighbor that can be read into a plan for one pair; returns their images."""
+        rng = np.random.default_rng([self.settings.seed, self.epoch, one.rows[0]])
+        train = self.data.rows["train"]
+        for attempt in range(100):
+            position = np.searchsorted(train, one.rows)
+            if self.lost(one)[0] or attempt >= 10:  # a pair may have no neighbor left
+                position = rng.integers(len(train), size=1)
+                one.rows[:] = train[position]
+            if self.neighbors:
+                one.neighbors[:] = self.neighbors.draw(position, rng)
+            images = self.images.load(*self.image_requests([one])[0])
+            self.warn_of_unreadable()
+            if not self.lost(one).any():
+                return images
+        raise UserError(
+            "100 pairs drawn one after the other have images that cannot be read; run prepare_dataset.py again"
+        )
+
+    def lost(self, batch: BatchPlan) -> np.ndarray:
+        """(B,) or, with the neighbors' images, (2B,) bool: which images of a batch could not be read."""
+        return np.isin(self.image_requests([batch])[0][0], list(self.images.unreadable))
+
+    def warn_of_unreadable(self) -> None:
+        """Say which images could not be read since the last call; raises UserError where these are too many."""
+        images = self.data.images
+        for number in sorted(self.images.unreadable.keys() - self.told):
+            tqdm.write(f"warning: {self.images.unreadable[number]}; other pairs take its place")
+            self.told.add(number)
+        demand_readable(self.images.unreadable, len(images.paths), self.settings.training.max_unreadable_share)
 
     def image_requests(self, plan: list[BatchPlan]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Image numbers and flips of each batch: the pairs' images, then, for L_img, those of their neighbors."""
@@ -302,6 +475,10 @@ class Trainer:
         """
         rows, size = self.val_rows, self.settings.training.batch_size
         x, y = embed_pairs(self.model, self.data, self.images, rows, self.settings, self.device)
+        self.warn_of_unreadable()
+        if self.images.unreadable:
+            readable = ~np.isin(self.data.images.of_pair[rows], list(self.images.unreadable))
+            rows, x, y = rows[readable], x[torch.from_numpy(readable)], y[torch.from_numpy(readable)]
         ids = torch.from_numpy(self.data.image_ids[rows]).to(self.device)
         total = 0.0
         for start in range(0, len(rows), size):
@@ -319,6 +496,7 @@ class Trainer:
         board.add_scalar("data/val_loss", val_loss, self.step)
         board.add_scalar("data/learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
         board.add_scalar("data/epoch", self.epoch, self.step)
+        board.add_scalar("data/unreadable_images", len(self.images.unreadable), self.step)
         groups = self.data.image_ids[rows]
         recalls = {}
         for k in self.settings.evaluation.kway:
@@ -326,6 +504,7 @@ class Trainer:
             for way, recall in zip(("image_to_text", "text_to_image"), recalls[k], strict=True):
                 board.add_scalar(f"val/{k}way_recall_at_1_{way}", recall, self.step)
         boards.show_validation(board, self.data, rows, x, y, self.settings, self.epoch, self.step)
+        self.batches_done = 0
         improved = self.epoch > 0 and val_loss < self.best_loss
         if improved:
             self.best_loss, self.best_epoch = val_loss, self.epoch
@@ -338,29 +517,61 @@ class Trainer:
 
     # Checkpoints
 
-    def save(self, path: Path, *, to_resume: bool = False) -> None:
-        """Write a checkpoint, whole: the model and, `to_resume`, all else that training needs to go on."""
-        state: dict[str, Any] = {"model": self.model.checkpoint(), "epoch": self.epoch, "step": self.step}
-        if to_resume:
-            state |= {
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "best_loss": self.best_loss,
-                "best_epoch": self.best_epoch,
-                "best_recall": self.best_recall,
-            }
+    def save(self, path: Path, more: dict[str, Any] | None = None) -> None:
+        """Write the model, and `more`, whole."""
+        state = {"model": self.model.checkpoint(), "epoch": self.epoch, "step": self.step, **(more or {})}
         # Given a path, torch.save would write the file's passing name into the file.
         with written_whole(path) as beside, beside.open("wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's own, from closing its archive, hides that the disk is full
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    def checkpoint(self, board: SummaryWriter) -> None:
+        """Write last.pt: the model and all else that training needs to go on as if it had never stopped."""
+        run = Path(board.log_dir)
+        self.demand_finite(board)
+        board.flush()
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
+            "best_recall": self.best_recall,
+            "batches_done": self.batches_done,
+            "random": random_state(),
+            "curves": {path.name: path.stat().st_size for path in run.glob("events.out.tfevents.*")},
+            "seconds": self.seconds,
+        }
+        self.save(run / "last.pt", state)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; raises UserError where it is broken or another model's."""
         state = load_checkpoint(path, self.model)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
-        self.best_recall = state["best_recall"]
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.epoch, self.step, self.batches_done = state["epoch"], state["step"], state["batches_done"]
+            self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
+            self.best_recall, self.seconds = state["best_recall"], state["seconds"]
+            self.random = state["random"]
+            sizes = state["curves"]
+        except (KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} cannot be gone on from ({reason}); train it anew with --overwrite") from None
+        roll_back_curves(path.parent, sizes)
+
+
+def random_state() -> dict[str, Any]:
+    """State of torch's generators; all else that is random is drawn from the seed and the epoch."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put torch's generators into a state that `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 if __name__ == "__main__":

@@ -42,10 +42,10 @@ sys.path.insert(0, str(ROOT))
 
 from artifacts import FIND_NEIGHBORS, read_array  # noqa: E402
 from config import load_settings, run_script  # noqa: E402
-from doc2vec import cores  # noqa: E402
 from knn_document_features import rows_of, same_words  # noqa: E402
 from neighbors import HNSW, ROWS_A_STEP, exact_neighbors, recall  # noqa: E402
 from pairs import numbered, read_pairs, rows_of_split  # noqa: E402
+from processes import cores  # noqa: E402
 
 RESULTS = Path(__file__).parent / "scale.jsonl"
 SCRIPTS = ("prepare_dataset.py", "train_doc2vec.py", "extract_doc2vec_vectors.py", "knn_document_features.py")

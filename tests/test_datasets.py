@@ -10,7 +10,18 @@ from PIL import Image
 from scipy import stats
 
 from config import Settings, UserError
-from datasets import FeatureSource, ImageFiles, Neighbors, OtherTexts, PixelSource, Prepared, load_prepared, plan_epoch
+from datasets import (
+    FeatureSource,
+    ImageFiles,
+    Neighbors,
+    OtherTexts,
+    PixelSource,
+    Prepared,
+    demand_readable,
+    load_prepared,
+    plan_epoch,
+)
+from images import UnreadableImage
 from pairs import SCHEMA, Images, write_pairs
 
 
@@ -206,18 +217,31 @@ def test_features_of_an_image_and_of_its_mirror_image() -> None:
 
 def test_an_image_that_became_unreadable_is_named(files: ImageFiles) -> None:
     (files.images.root / "2.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"2\.png was readable"):
+    with pytest.raises(UnreadableImage, match=r"2\.png was readable"):
         files[2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_in_one_line_by_workers_too(files: ImageFiles, workers: int) -> None:
+def test_an_unreadable_image_is_black_and_noted_by_workers_too(files: ImageFiles, workers: int) -> None:
     path = files.images.root / "2.png"
     path.write_bytes(b"")
     source = PixelSource(files, workers, torch.device("cpu"))
-    with pytest.raises(UserError) as caught:
-        list(source.batches([(np.array([0, 1]), np.zeros(2, bool)), (np.array([3, 2]), np.zeros(2, bool))]))
-    assert str(caught.value) == f"{path} was readable when it was prepared and now is not: the file is empty"
+    _, batch = source.batches([(np.array([0, 1]), np.zeros(2, bool)), (np.array([3, 2]), np.zeros(2, bool))])
+    assert torch.equal(batch[0], files[3]) and not batch[1].any()
+    assert source.unreadable == {2: f"{path} was readable when it was prepared and now is not: the file is empty"}
+    with pytest.raises(UserError, match=r"2\.png .* run prepare_dataset.py again"):
+        demand_readable(source.unreadable, 5)
+    demand_readable(source.unreadable, 5, share=0.2)
+    with pytest.raises(UserError, match="1 of 5 images, 20.00%; training.max_unreadable_share allows 19.00%"):
+        demand_readable(source.unreadable, 5, share=0.19)
+
+
+def test_loading_draws_nothing_from_the_generator_of_dropout(files: ImageFiles) -> None:
+    torch.manual_seed(0)
+    list(PixelSource(files, 1, torch.device("cpu")).batches([(np.array([0, 1]), np.zeros(2, bool))]))
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
 
 
 def test_max_words_cuts_a_text_after_so_many() -> None:

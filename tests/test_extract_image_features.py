@@ -19,7 +19,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "work").mkdir()
     write_pairs(tmp_path / "work" / "pairs.parquet", [pa.RecordBatch.from_pylist([row], SCHEMA)], tmp_path)
     monkeypatch.setattr(extract_image_features, "require", lambda *_: None)
-    monkeypatch.setattr(extract_image_features, "cached_features", lambda *_: np.zeros((1, 2, 3), np.float32))
+    monkeypatch.setattr(extract_image_features, "cached_features", lambda *_: (np.zeros((1, 2, 3), np.float32), {}))
     return tmp_path / "work"
 
 

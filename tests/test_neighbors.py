@@ -155,7 +155,7 @@ def test_auto_searches_exactly_where_hnsw_takes_as_long(tmp_path: Path, monkeypa
     assert figures["method"] == "exact" and figures["searched_rows"] == 0
     monkeypatch.setattr(neighbors, "ROWS_A_STEP", 1)
     (tmp_path / "other").mkdir()
-    poor["min_recall"] = 0.9
+    poor["min_recall"] = 0.5
     assert find_neighbors(points, groups, Neighbors(**poor), 0, True, tmp_path / "other")[1]["method"] == "hnsw"
 
 

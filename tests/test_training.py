@@ -132,6 +132,20 @@ def test_evaluate_sees_changed_images(prepared: Path) -> None:
     assert "wrote" in run_script("evaluate.py", "--run", run, "--evaluation.kway", "[3]").stdout
 
 
+def test_force_evaluates_with_other_images_and_never_with_other_words(prepared: Path) -> None:
+    run = train(prepared)
+    neighbors, words = prepared / "neighbors/doc2vec/distances.npy", prepared / "doc2vec/word_vectors.npy"
+    np.save(neighbors, np.load(neighbors) + 1)
+    told = one_line_error(run_script("evaluate.py", "--run", run, ok=False))
+    assert "trained on another neighbors/doc2vec/distances.npy" in told and "--force" in told
+    assert "wrote" in run_script("evaluate.py", "--run", run, "--force").stdout
+    np.save(words, np.load(words) + 1)
+    for force in ([], ["--force"]):
+        told = one_line_error(run_script("evaluate.py", "--run", run, *force, ok=False))
+        assert "trained on another doc2vec/word_vectors.npy" in told or not force
+        assert force or "--force" not in told
+
+
 def test_evaluate_names_a_folder_that_is_no_run() -> None:
     assert "no config.yaml" in one_line_error(run_script("evaluate.py", "--run", ".", ok=False))
     assert "names no folder" in one_line_error(run_script("evaluate.py", "--run", "", ok=False))
@@ -167,10 +181,10 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(
     words = ["1", "0.3", "0.2", *TINY, "--work", str(prepared)]
     whole_epoch = training.Trainer.train_one_epoch
 
-    def stop_in_the_second(self: training.Trainer, board: object) -> None:
+    def stop_in_the_second(self: training.Trainer, board: object, *rest: object) -> None:
         if self.epoch == 1:
             raise KeyboardInterrupt
-        whole_epoch(self, board)
+        whole_epoch(self, board, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(training.Trainer, "train_one_epoch", stop_in_the_second)
