@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from artifacts import fingerprint, read_array, read_json, write_array, write_json
 from config import UserError
-from datasets import load_prepared
+from datasets import demand_readable, load_prepared
 from encoding import embed_images, embed_texts, image_source, made_from
 from metrics import nearest
 from pairs import SPLITS, Images, load_images, read_pairs
@@ -119,8 +119,10 @@ def _embed(encoder: RunEncoder) -> Mapping[str, np.ndarray]:
     with_words = np.flatnonzero(np.diff(data.offsets) > 0)
     print(f"indexing {len(numbers):,} images and {len(with_words):,} texts")
     source = image_source(settings, data, device)
+    images = embed_images(model, source, numbers, settings, device)
+    demand_readable(source.unreadable, len(numbers))
     arrays = {
-        "images": embed_images(model, source, numbers, settings, device).cpu().numpy(),
+        "images": images.cpu().numpy(),
         "texts": embed_texts(model, data, with_words, settings, device).cpu().numpy(),
         "image_pairs": first_pairs.astype(np.int64),
         "text_pairs": with_words.astype(np.int64),

@@ -291,6 +291,8 @@ class Trainer:
     def finished(self) -> bool:
         """True after the last epoch, or `stop_patience` epochs after the lowest validation loss."""
         training = self.settings.training
+        if self.batches_done:
+            return False
         return self.epoch >= training.max_epochs or self.epoch - self.best_epoch >= training.stop_patience
 
     def train_one_epoch(self, board: SummaryWriter, after_batch: Callable[[], None] = lambda: None) -> None:
