@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run, WORK/runs/NAME")
     parser.add_argument("--image", type=Path, help="image file to find texts and images for")
     parser.add_argument("--serve", action="store_true", help="search in a browser, on this computer alone")
-    parser.add_argument("--port", type=int, default=8000, help="of --serve; 0 takes a free one (default: 8000)")
-    parser.add_argument("--top", type=int, default=10, help="results (default: 10)")
+    parser.add_argument("--port", type=int, help="of --serve; 0 takes a free one (default: 8000)")
+    parser.add_argument("--top", type=int, help="results (default: 10, on the page 24)")
     parser.add_argument("--split", choices=("all", *SPLITS), default="all", help="pairs to search (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if any")
@@ -41,10 +41,12 @@ def main(argv: list[str] | None = None) -> None:
     text = " ".join(arguments.text)
     if bool(text.strip()) + bool(arguments.image) + arguments.serve != 1:
         raise UserError("give words to search for, or --image FILE, or --serve")
-    if arguments.top < 1:
+    if arguments.top is not None and arguments.top < 1:
         raise UserError("--top must be at least 1")
-    if not 0 <= arguments.port < 2**16:
-        raise UserError("--port must be a number from 0 to 65535")
+    if arguments.port is not None and not (arguments.serve and 0 <= arguments.port < 2**16):
+        raise UserError("--port goes with --serve, and is a number from 0 to 65535")
+    if arguments.json and arguments.serve:
+        raise UserError("--json is for one query, not for --serve")
 
     with contextlib.redirect_stdout(sys.stderr):  # the JSON is to be all there is on stdout
         encoder = RunEncoder(arguments.run, arguments.device)
@@ -52,13 +54,15 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.serve:
         from search_page import make_app, serve
 
-        serve(make_app(encoder, index), arguments.port)
+        app = make_app(encoder, index, arguments.top or 24, arguments.split)
+        serve(app, 8000 if arguments.port is None else arguments.port)
         return
+    top = arguments.top or 10
     split = None if arguments.split == "all" else arguments.split
     if arguments.image:
-        answer = answer_image(encoder, index, arguments.image, arguments.top, split)
+        answer = answer_image(encoder, index, arguments.image, top, split)
     else:
-        answer = answer_text(encoder, index, text, arguments.top, split)
+        answer = answer_text(encoder, index, text, top, split)
     if arguments.json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
     else:

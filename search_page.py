@@ -31,11 +31,12 @@ HOST = "127.0.0.1"
 UPLOAD_BYTES, UPLOAD_PIXELS = 32 * 2**20, 64_000_000
 SMALL, LARGE = 320, 1600
 """Pixels of the longer side of an image among the results, and on its own."""
-TOP, MOST = 24, 384
+MOST = 384
+"""Results on a page."""
 
 
-def make_app(encoder: RunEncoder, index: Index) -> Flask:
-    """The page over a run's encoder and the index of its dataset."""
+def make_app(encoder: RunEncoder, index: Index, first: int = 24, first_split: str = "all") -> Flask:
+    """The page over a run's encoder and the index of its dataset, which at first shows so many results of a split."""
     app = Flask(__name__, template_folder=str(Path(__file__).parent), static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=UPLOAD_BYTES, TRUSTED_HOSTS=[HOST, "localhost"])
     decoding = threading.Lock()  # one image at a time: a large one takes hundreds of megabytes
@@ -47,7 +48,7 @@ def make_app(encoder: RunEncoder, index: Index) -> Flask:
             return to_jpeg(load_thumbnail(path, longest, encoder.settings.dataset.max_pixels))
 
     def page(status: int = 200, **shown: Any) -> tuple[str, int]:
-        given = {"answer": None, "error": None, "picture": None, "text": "", "split": "all", "top": TOP}
+        given = {"answer": None, "error": None, "picture": None, "text": "", "split": first_split, "top": first}
         about = {"run": encoder.run.name, "images": len(index.images.pairs), "texts": len(index.texts.pairs)}
         return render_template(
             "search_page.html", nonce=g.nonce, splits=("all", *SPLITS), most=MOST, **about, **(given | shown)
@@ -70,8 +71,8 @@ def make_app(encoder: RunEncoder, index: Index) -> Flask:
         return response
 
     def wanted() -> tuple[str, int]:
-        split = request.values.get("split", "all")
-        top = request.values.get("top", TOP, type=int)
+        split = request.values.get("split", first_split)
+        top = request.values.get("top", first, type=int)
         return split if split in SPLITS else "all", min(max(top, 1), MOST)
 
     @app.get("/")

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import encode
 import extract_doc2vec_vectors
@@ -261,6 +261,8 @@ def test_search_from_a_shell(run: Path, index: Index, capsys: pytest.CaptureFixt
         (["--image", "README.md"], "not an image"),
         (["word", "--top", "0"], "--top"),
         (["--serve", "--port", "70000"], "--port"),
+        (["word", "--port", "8000"], "--port goes with --serve"),
+        (["--serve", "--json"], "--json is for one query"),
         ([NO_WORD], "no word of the query is in the run's vocabulary"),
         (["the"], "no word"),
     ],
@@ -382,7 +384,9 @@ def upload(client: FlaskClient, content: bytes, name: str = "photo.png"):
 
 
 @pytest.mark.slow
-def test_the_page_shows_what_is_found_and_texts_stay_texts(client: FlaskClient, run: Path) -> None:
+def test_the_page_shows_what_is_found_and_texts_stay_texts(
+    client: FlaskClient, encoder: RunEncoder, index: Index, run: Path
+) -> None:
     text = table_of(run)[0]["text"]
     shown = client.get("/", query_string={"text": text}).text
     assert "/image/0" in shown
@@ -393,6 +397,10 @@ def test_the_page_shows_what_is_found_and_texts_stay_texts(client: FlaskClient, 
     assert "<b>zzqx" not in nothing.text
     assert "vocabulary" in nothing.text
     assert client.get("/", query_string={"text": text, "top": "-5", "split": "nonsense"}).status_code == 200
+    few = make_app(encoder, index, 3, "val").test_client()
+    shown = few.get("/", query_string={"text": text}).text
+    assert shown.count(" · val") == 3
+    assert '<option value="val" selected>' in shown
 
 
 @pytest.mark.slow
@@ -569,6 +577,7 @@ def test_words_are_typed_and_images_found(browser: Chrome, address: str, run: Pa
 def test_a_picture_is_dropped_or_chosen(browser: Chrome, address: str, index: Index, way: str) -> None:
     path = Path(index.describe(20)["path"]).absolute()
     browser.get(address)
+    Select(browser.find_element("name", "split")).select_by_value("val")
     if way == "choose":
         browser.find_element("id", "picture").send_keys(str(path))
     else:
@@ -583,6 +592,7 @@ def test_a_picture_is_dropped_or_chosen(browser: Chrome, address: str, index: In
     WebDriverWait(browser, 30).until(headings)
     assert headings(browser) == ["Images by cosine similarity", "Texts by cosine similarity"]
     assert "1.000 · pair 20 · val" in browser.find_element("css selector", ".images .faint").text
+    assert len(browser.find_elements("css selector", ".images li")) == 20  # those of val
     assert not problems(browser)
 
 
