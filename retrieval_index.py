@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from artifacts import fingerprint, read_array, read_json, write_array, write_json
 from config import UserError
-from datasets import demand_readable, load_prepared
+from datasets import load_prepared
 from encoding import embed_images, embed_texts, image_source, made_from
 from metrics import nearest
 from pairs import SPLITS, Images, load_images, read_pairs
@@ -81,7 +81,7 @@ class Index:
 def open_index(encoder: RunEncoder) -> Index:
     """The index of the encoder's run, made now where it is not there or was made from something that has changed.
 
-    Raises UserError where an image of the dataset is missing or has become unreadable.
+    An image that has become unreadable is left out of it. Raises UserError where one is missing.
     """
     folder, settings = encoder.run / "index", encoder.settings
     stamp, paths = folder / "index.json", {name: folder / f"{name}.npy" for name in NAMES}
@@ -119,10 +119,14 @@ def _embed(encoder: RunEncoder) -> Mapping[str, np.ndarray]:
     with_words = np.flatnonzero(np.diff(data.offsets) > 0)
     print(f"indexing {len(numbers):,} images and {len(with_words):,} texts")
     source = image_source(settings, data, device)
-    images = embed_images(model, source, numbers, settings, device)
-    demand_readable(source.unreadable, len(numbers))
+    images = embed_images(model, source, numbers, settings, device).cpu().numpy()
+    if source.unreadable:
+        count, why = len(source.unreadable), source.unreadable[min(source.unreadable)]
+        print(f"left out: {count:,} images that cannot be read, the first being {why}")
+        readable = ~np.isin(numbers, list(source.unreadable))
+        images, first_pairs = images[readable], first_pairs[readable]
     arrays = {
-        "images": images.cpu().numpy(),
+        "images": images,
         "texts": embed_texts(model, data, with_words, settings, device).cpu().numpy(),
         "image_pairs": first_pairs.astype(np.int64),
         "text_pairs": with_words.astype(np.int64),

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -14,21 +15,20 @@ import sys
 import threading
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, TINY, one_line_error, run_script
+from conftest import ROOT, TINY, one_line_error, page_problems, run_script
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import encode
 import extract_doc2vec_vectors
@@ -46,6 +46,9 @@ from retrieval_index import Index, answer_image, answer_pair, answer_text, open_
 from run_encoder import RunEncoder
 from search_page import UPLOAD_BYTES, local_server, make_app
 from synthetic import World
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 SCRIPT_TEXT = "<script>document.title = 'run'</script>"
 NO_WORD = "zzqx xqzz"
@@ -229,6 +232,30 @@ def test_the_index_is_made_once_and_anew_when_the_run_has_changed(
     (work / "pairs.parquet").unlink()
     with pytest.raises(UserError, match=r"pairs.parquet is not there"):
         RunEncoder(copy)
+
+
+@pytest.mark.slow
+def test_an_image_that_has_become_unreadable_is_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(run.parents[1], work)
+    copy = work / "runs" / run.name
+    settings = (copy / "config.yaml").read_text().replace("max_unreadable_share: 0.01", "max_unreadable_share: 0.1")
+    (copy / "config.yaml").write_text(settings)
+    path = run.parents[2] / "images" / "10.png"
+    saved, status = path.read_bytes(), path.stat()
+    try:
+        path.write_bytes(b"no image any more")
+        index = open_index(RunEncoder(copy))
+    finally:
+        path.write_bytes(saved)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert f"left out: 1 images that cannot be read, the first being {path}" in capsys.readouterr().out
+    assert len(index.images.pairs) == 59
+    assert not index.holds_image(20)
+    assert 20 in index.texts.pairs
+    assert np.isfinite(index.images.vectors).all()
 
 
 # The command lines
@@ -500,7 +527,7 @@ def test_the_page_is_served_until_ctrl_c_and_a_port_in_use_is_told(
 # The page in a browser
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def address(encoder: RunEncoder, index: Index) -> Iterator[str]:
     """Where the page is served."""
     server = local_server(make_app(encoder, index), 0)
@@ -512,72 +539,47 @@ def address(encoder: RunEncoder, index: Index) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chrome]:
-    """Headless Chromium that notes what pages write to its console."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("no chromium with chromedriver here")
-    options = ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = Chrome(options=options, service=ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+def wait_for(browser: "Chrome", what: Callable[["Chrome"], Any]) -> Any:
+    """What `what` returns, as soon as that is something."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 30).until(what)
 
 
-def problems(browser: Chrome) -> list[str]:
-    """What the console has, and what does not fit the page: images that are not there, what was loaded from elsewhere,
-    a page wider than the window."""
-    # Images outside the window are only loaded when they come into it.
-    broken = browser.execute_async_script(
-        """const done = arguments[0], images = [...document.images];
-        images.forEach(image => image.loading = "eager");
-        Promise.allSettled(images.map(image => image.decode())).then(all =>
-            done(images.filter((_, place) => all[place].status === "rejected").map(image => image.src)));"""
-    )
-    origin = browser.execute_script("return location.origin")
-    loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    foreign = [name for name in loaded if not name.startswith((origin, "data:"))]
-    wide = browser.execute_script("return document.documentElement.scrollWidth > innerWidth")
-    console = [entry["message"] for entry in browser.get_log("browser")]
-    return broken + foreign + console + ["too wide"] * wide
-
-
-def headings(browser: Chrome) -> list[str]:
+def headings(browser: "Chrome") -> list[str]:
     return [heading.text for heading in browser.find_elements("tag name", "h2")]
 
 
 @pytest.mark.slow
-def test_words_are_typed_and_images_found(browser: Chrome, address: str, run: Path) -> None:
+def test_words_are_typed_and_images_found(browser: "Chrome", address: str, run: Path) -> None:
     text = table_of(run)[0]["text"]
     browser.get(address)
-    assert not problems(browser)
+    assert not page_problems(browser)
     field = browser.find_element("name", "text")
     field.send_keys(text)
     field.submit()
-    WebDriverWait(browser, 30).until(headings)
+    wait_for(browser, headings)
     assert headings(browser) == ["Images by cosine similarity"]
     found = browser.find_elements("css selector", ".images li")
     assert len(found) == 24
     browser.find_element("link text", "More").click()
-    WebDriverWait(browser, 30).until(lambda _: len(browser.find_elements("css selector", ".images li")) == 48)
-    assert not problems(browser)
+    wait_for(browser, lambda _: len(browser.find_elements("css selector", ".images li")) == 48)
+    assert not page_problems(browser)
     # The pair's text holds a script, in the field and among the results: it stays a text.
     assert browser.find_element("name", "text").get_attribute("value") == text
     assert SCRIPT_TEXT in browser.find_element("tag name", "main").get_attribute("textContent")
     assert browser.title.startswith(text[:20])
     browser.find_element("link text", "like this").click()
-    WebDriverWait(browser, 30).until(lambda _: len(headings(browser)) == 2)
-    assert not problems(browser)
+    wait_for(browser, lambda _: len(headings(browser)) == 2)
+    assert not page_problems(browser)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["drop", "choose"])
-def test_a_picture_is_dropped_or_chosen(browser: Chrome, address: str, index: Index, way: str) -> None:
+def test_a_picture_is_dropped_or_chosen(browser: "Chrome", address: str, index: Index, way: str) -> None:
     path = Path(index.describe(20)["path"]).absolute()
     browser.get(address)
-    Select(browser.find_element("name", "split")).select_by_value("val")
+    browser.find_element("css selector", "option[value=val]").click()
     if way == "choose":
         browser.find_element("id", "picture").send_keys(str(path))
     else:
@@ -589,25 +591,25 @@ def test_a_picture_is_dropped_or_chosen(browser: Chrome, address: str, index: In
                 new DragEvent(name, {dataTransfer: dropped, bubbles: true, cancelable: true}));""",
             base64.b64encode(path.read_bytes()).decode(),
         )
-    WebDriverWait(browser, 30).until(headings)
+    wait_for(browser, headings)
     assert headings(browser) == ["Images by cosine similarity", "Texts by cosine similarity"]
     assert "1.000 · pair 20 · val" in browser.find_element("css selector", ".images .faint").text
     assert len(browser.find_elements("css selector", ".images li")) == 20  # those of val
-    assert not problems(browser)
+    assert not page_problems(browser)
 
 
 @pytest.mark.slow
-def test_a_broken_picture_gets_a_message_on_the_page(browser: Chrome, address: str, tmp_path: Path) -> None:
+def test_a_broken_picture_gets_a_message_on_the_page(browser: "Chrome", address: str, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(png(60_000, 60_000))
     browser.get(address)
     browser.find_element("id", "picture").send_keys(str(tmp_path / "photo.png"))
-    shown = WebDriverWait(browser, 30).until(lambda _: browser.find_elements("css selector", "[role=alert]"))
+    shown = wait_for(browser, lambda _: browser.find_elements("css selector", "[role=alert]"))
     assert "photo.png is no image that can be read" in shown[0].text
     browser.get_log("browser")  # Chromium notes the status 400
 
 
 @pytest.mark.slow
-def test_the_page_is_dark_where_it_is_wanted_and_fits_a_phone(browser: Chrome, address: str, run: Path) -> None:
+def test_the_page_is_dark_where_it_is_wanted_and_fits_a_phone(browser: "Chrome", address: str, run: Path) -> None:
     grounds = {}
     for scheme in ("light", "dark"):
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -619,5 +621,6 @@ def test_the_page_is_dark_where_it_is_wanted_and_fits_a_phone(browser: Chrome, a
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     for path in ("", "?pair=20", f"?text={'x' * 300}+{table_of(run)[10]['text']}"):
         browser.get(address + path)
-        assert not problems(browser), path
+        assert not page_problems(browser), path
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
