@@ -34,7 +34,7 @@ SAMPLE = 1000
 NEIGHBOR_SHARE = 0.01
 """Of these pairs, the share that counts as a text's Doc2Vec neighbors (one at least), as in evaluate.py."""
 
-THUMBNAIL, MARGIN, LINE = 112, 8, 16  # pixels of a panel
+THUMBNAIL, MARGIN, LINE = 112, 8, 19  # pixels of a panel
 SPRITE = 48  # pixels of an image in the projector
 TRUE, FRAME, INK, FAINT = "#1a9850", "#c8ccd2", "#1b1e23", "#6b727d"
 
