@@ -74,6 +74,8 @@ class Index:
 
     def holds_image(self, pair: int) -> bool:
         """Whether that pair stands for an image of the index."""
+        if not 0 <= pair < len(self.table):  # and so no number that numpy could not hold
+            return False
         place = int(np.searchsorted(self.images.pairs, pair))
         return place < len(self.images.pairs) and int(self.images.pairs[place]) == pair
 

@@ -486,6 +486,9 @@ def test_only_images_of_the_index_are_served_and_as_jpeg(client: FlaskClient, in
     assert client.get("/image/0/large").status_code == 200
     for path in ("/image/1", "/image/120", "/image/-1", "/image/../pairs.parquet", "/image/0/other", "/search.py"):
         assert client.get(path).status_code == 404, path
+    for digits in (30, 5000):
+        assert client.get(f"/image/{'9' * digits}").status_code == 404
+        assert client.get(f"/?pair={'9' * digits}").status_code < 500
     assert client.post("/image/0").status_code == 405
 
 
