@@ -46,11 +46,15 @@ def test_made_up_texts(scale: ModuleType) -> None:
 
 def test_growth(scale: ModuleType) -> None:
     def result(pairs: int, seconds: float, **more: object) -> dict:
-        return {"pairs": pairs, "epochs": 1, "query_sample": None, "steps": {"x": {"seconds": seconds}}, **more}
+        steps = {script: {"seconds": 7.0, "processor_seconds": seconds} for script in scale.SCRIPTS}
+        return {"pairs": pairs, "epochs": 1, "query_sample": None, "steps": steps, **more}
 
     results = [result(1000, 2.0), result(10_000, 20 * 10**0.5), result(10**6, 1.0, query_sample=5)]
-    assert scale.growth(results, "x") == "1.50"
-    assert scale.growth(results[:1], "x") == ""
+    first, *_, last = scale.SCRIPTS
+    assert scale.growth(results, last) == "1.50"
+    assert scale.growth(results[:1], last) == scale.growth(results[::2], last) == ""
+    assert scale.growth(results[::2], first) == "-0.10"
+    assert scale.growth([results[0], result(10_000, 5.0, epochs=20)], first) == ""
 
 
 @pytest.mark.slow
