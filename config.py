@@ -721,6 +721,12 @@ def run_script(main: Callable[[], None], then: str | None = None) -> None:
     except Stopped as stopped:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {stopped}\n")
         sys.exit(128 + stopped.signal)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        told = "a process that decodes images was killed, as happens where memory runs out; lower training.workers"
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: {told}\n")
+        sys.exit(2)
     except BrokenPipeError:  # whoever read the output has had enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

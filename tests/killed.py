@@ -33,15 +33,15 @@ def main() -> None:
     sys.argv = sys.argv[2:]
     sys.path.insert(0, ROOT)
     script, config = importlib.import_module(SCRIPT.stem), importlib.import_module("config")
-    calls, known = count(1), {}
+    calls, known, process = count(1), {}, os.getpid()
 
     def profile(frame: FrameType, event: str, _: object) -> None:
         if event == "call":
             path = frame.f_code.co_filename
             if path not in known:
                 known[path] = counts(path)
-            if known[path] and next(calls) == CALL:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if known[path] and next(calls) == CALL and os.getpid() == process:  # not in a fork
+                os.kill(process, signal.SIGKILL)
 
     threading.setprofile(profile)
     sys.setprofile(profile)

@@ -89,16 +89,18 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
 @pytest.mark.slow
 def test_steps_0_to_3_killed_at_random_moments_write_the_same(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    words = [*TINY, "--dataset.near_duplicates", "true", "--work"]
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    for step in STEPS:
-        calls = int(killed(step.script, [*words, str(undisturbed)], 0).stdout.split()[-1])
+    work = tmp_path / "work"  # one path for both: the pair table names the images' root
+    words = [*TINY, "--dataset.near_duplicates", "true", "--work", str(work)]
+    calls = [int(killed(step.script, words, 0).stdout.split()[-1]) for step in STEPS]
+    undisturbed = [[path.read_bytes() for path in outputs(step, work)] for step in STEPS]
+    shutil.rmtree(work)
+    for step, count, wanted in zip(STEPS, calls, undisturbed, strict=True):
         for _ in range(3):
-            killed(step.script, [*words, str(disturbed)], int(rng.integers(1, calls)))
-        run_script(step.script, *words, disturbed)
-        for ours, theirs in zip(outputs(step, disturbed), outputs(step, undisturbed), strict=True):
-            assert ours.read_bytes() == theirs.read_bytes(), ours.name
-    assert not list(disturbed.rglob("*.part*"))
+            killed(step.script, words, int(rng.integers(1, count)))
+        run_script(step.script, *words)
+        for path, content in zip(outputs(step, work), wanted, strict=True):
+            assert path.read_bytes() == content, path
+    assert not list(work.rglob("*.part*"))
 
 
 def outputs(step: Step, work: Path) -> list[Path]:
@@ -326,3 +328,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_batch(prepared: 
     assert len(batch["pairs"]) == len(batch["neighbors"]) == 32 and np.isin(batch["pairs"], train).all()
     assert not np.isfinite([float(value) for value in batch["losses"].values()]).all()
     assert not (the_run(prepared) / "last.pt").exists()
+
+
+# Workers
+
+
+def test_a_worker_that_is_killed_ends_in_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import torch.utils.data, config\n"
+        "class Killed(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, number): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "config.run_script(lambda: list(torch.utils.data.DataLoader(Killed(), num_workers=1)))\n"
+    )
+    told = one_line_error(run_script(str(script), ok=False))
+    assert "lower training.workers" in told
