@@ -378,6 +378,8 @@ def training_curves(compared: Compared) -> list[dict[str, Any]]:
         logs.append(log)
     tags = [set(log.Tags()[SCALARS]) for log in logs]
     shown = dict(CURVES)
+    others = {tag for tag in set().union(*tags) if tag.startswith("data/l_")} - shown.keys()
+    shown |= {tag: (tag.removeprefix("data/"), "loss term") for tag in sorted(others)}
     ways = (re.fullmatch(r"val/(\d+)way_recall_at_1_(image_to_text|text_to_image)", tag) for tag in set().union(*tags))
     for found in sorted(filter(None, ways), key=lambda found: (int(found[1]), found[2])):
         shown[found[0]] = (f"Validation {found[1]}-way Recall@1, {found[2].replace('_', ' ')}", "share")
