@@ -5,12 +5,17 @@ keeps the default below. The defaults are the paper's (Thomas & Kovashka 2020, S
 """
 
 import argparse
+import copy
 import dataclasses
 import difflib
+import functools
+import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -407,14 +412,39 @@ NEEDED_IN_ROOT = {
 """Sources that are read from a folder which the user names, and what they look for in it."""
 
 
+LARGEST = 2**31 - 1
+"""Whole numbers go into the C code of gensim, nmslib and Pillow, which takes no larger ones."""
+
+
 def mistakes(settings: Settings) -> list[str]:
     """What is wrong with the values of `settings`, a sentence each; empty where nothing is."""
     found = []
+    wrong: set[str] = set()
+    kinds = setting_types()
 
     def demand(name: str, fine: Callable[[Any], bool], wanted: str) -> None:
         value = get(settings, name)
-        if value is not None and not fine(value):
+        if value is not None and name not in wrong and not fine(value):
             found.append(f"{name} is {value!r} and must be {wanted}")
+            wrong.add(name)
+
+    for name, value in flatten(settings).items():
+        demand(name, lambda value, kind=kinds[name]: _is_of_type(value, kind), _in_words(kinds[name]))
+        if value is None and not _may_be_null(kinds[name]):
+            found.append(f"{name} is null and must be {_in_words(kinds[name])}")
+            wrong.add(name)
+        elif isinstance(value, str):
+            demand(name, lambda text: "\0" not in text and _is_unicode(text), "text that a file can hold")
+        elif name != "seed":
+            numbers = value if isinstance(value, list) else [value]
+            whole = [number for number in numbers if isinstance(number, int)]
+            real = [number for number in numbers if isinstance(number, float)]
+            demand(name, lambda _, real=real: all(map(math.isfinite, real)), "a finite number")
+            demand(name, lambda _, whole=whole: max(whole, default=0) <= LARGEST, f"at most {LARGEST}")
+    if wrong:  # what follows compares values, which have to be of the right kind
+        settings, defaults = copy.deepcopy(settings), Settings()
+        for name in wrong:
+            _set(settings, name, get(defaults, name))
 
     for name in [
         "dataset.max_pixels",
@@ -494,6 +524,8 @@ def mistakes(settings: Settings) -> list[str]:
     )
     demand("evaluation.kway", lambda ks: ks and all(k >= 2 for k in ks), "one or more numbers from 2 on")
     demand("evaluation.recall_at", lambda ks: ks and all(k >= 1 for k in ks), "one or more numbers from 1 on")
+    demand("dataset.name", lambda name: name and "/" not in name and name[0] != ".", "a folder's name, without / in it")
+    demand("dataset.language", lambda code: code[:2].isalpha(), "a language's code, such as en")
 
     if settings.dataset.val_share + settings.dataset.test_share >= 1:
         found.append("dataset.val_share and dataset.test_share leave nothing to train on")
@@ -520,9 +552,126 @@ def mistakes(settings: Settings) -> list[str]:
         found.append("doc2vec.train_on articles goes with dataset.source goodnews")
     if settings.doc2vec.train_on == "articles" and settings.dataset.new_splits:
         found.append("doc2vec.train_on articles goes with the published splits, not with dataset.new_splits")
+    if (settings.neighbors.draw_from or 0) > settings.neighbors.k:
+        found.append(
+            f"neighbors.draw_from is {settings.neighbors.draw_from}, more than neighbors.k {settings.neighbors.k}"
+        )
     if settings.dataset.karpathy_split is not None and settings.dataset.source not in ("coco", "flickr30k"):
         found.append("dataset.karpathy_split goes with dataset.source coco and flickr30k")
     return found
+
+
+READ_WITH: list[tuple[tuple[str, ...], Callable[[Settings], bool], str]] = [
+    (("dataset.synthetic.",), lambda s: s.dataset.source == "synthetic", "dataset.source synthetic"),
+    (("dataset.manifest",), lambda s: s.dataset.source == "manifest", "dataset.source manifest"),
+    (("dataset.root",), lambda s: s.dataset.source != "synthetic", "a dataset.source that is read from a folder"),
+    (("dataset.near_duplicate_threshold",), lambda s: s.dataset.near_duplicates is not False, "near_duplicates: true"),
+    (("doc2vec.dbow_words",), lambda s: s.doc2vec.mode == "pv_dbow", "doc2vec.mode pv_dbow"),
+    (
+        ("neighbors.hnsw_m", "neighbors.hnsw_ef_construction", "neighbors.min_recall"),
+        lambda s: s.neighbors.method != "exact",
+        "neighbors.method auto and hnsw",
+    ),
+    (("neighbors.draw_from",), lambda s: s.neighbors.draw == "neighbors", "neighbors.draw neighbors"),
+    (("model.image.cache_features",), lambda s: not s.model.image.trainable, "model.image.trainable: false"),
+    (
+        ("model.text.hidden_size",),
+        lambda s: "gru" in (s.model.text.encoder, s.siamese.encoder),
+        "model.text.encoder gru or siamese.encoder gru",
+    ),
+    (
+        ("model.text.graph_neighbors", "model.text.graph_channels"),
+        lambda s: "graph" in (s.model.text.encoder, s.siamese.encoder),
+        "model.text.encoder graph or siamese.encoder graph",
+    ),
+    (("model.pvse.dropout",), lambda s: s.model.pvse.embeddings >= 1, "model.pvse.embeddings from 1 on"),
+    (
+        ("model.pvse.diversity_weight", "model.pvse.mmd_weight"),
+        lambda s: s.model.pvse.embeddings >= 2,
+        "model.pvse.embeddings from 2 on",
+    ),
+    (
+        ("loss.form", "loss.tan_squared_alpha"),
+        lambda s: s.loss.base in ("angular", "fine_grained"),
+        "loss.base angular and fine_grained",
+    ),
+    (("loss.margin",), lambda s: s.loss.base in ("triplet", "struc"), "loss.base triplet and struc"),
+    (
+        ("loss.labels", "loss.mean_margin", "loss.mean_weight"),
+        lambda s: s.loss.base == "fine_grained",
+        "loss.base fine_grained",
+    ),
+    (
+        ("loss.label_strength",),
+        lambda s: s.loss.base == "fine_grained" and s.loss.labels == "siamese",
+        "loss.base fine_grained and loss.labels siamese",
+    ),
+]
+"""Settings (or, with a dot at the end, sections) that only some settings give a meaning to, and which these are."""
+
+
+def not_read(settings: Settings, names: Collection[str]) -> list[str]:
+    """Those of the settings `names` that differ from their default and that nothing reads, a sentence each."""
+    values, defaults = flatten(settings), flatten(Settings())
+    return [
+        f"{name} is {values[name]!r}, which nothing reads: it goes with {wanted}"
+        for prefixes, is_read, wanted in READ_WITH
+        for name in values
+        if name in names and name.startswith(prefixes) and values[name] != defaults[name] and not is_read(settings)
+    ]
+
+
+# Types
+
+
+def setting_types() -> dict[str, Any]:
+    """The type of every setting by dotted name."""
+
+    def walk(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
+        for item in dataclasses.fields(kind):
+            if dataclasses.is_dataclass(item.type):
+                yield from walk(item.type, f"{prefix}{item.name}.")
+            else:
+                yield prefix + item.name, item.type
+
+    return dict(walk(Settings, ""))
+
+
+def _may_be_null(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
+
+
+def _is_of_type(value: Any, kind: Any) -> bool:
+    """Whether a value is of a setting's type; a whole number is a number too, and true is no number."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_of_type(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return isinstance(value, str) and value in typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of_type(item, typing.get_args(kind)[0]) for item in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _in_words(kind: Any) -> str:
+    """A setting's type as a user would call it."""
+    if isinstance(kind, types.UnionType):
+        return " or ".join("null" if one is type(None) else _in_words(one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(typing.get_args(kind))}"
+    if typing.get_origin(kind) is list:
+        return "a list of whole numbers"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written: a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # Reading and writing
@@ -563,7 +712,7 @@ def _unknown_keys(tree: dict[str, Any], known: dict[str, Any], prefix: str = "")
         is_section = any(other.startswith(name + ".") for other in known)
         if isinstance(value, dict) and is_section:
             yield from _unknown_keys(value, known, name + ".")
-        elif name not in known and not (is_section and value is None):
+        elif name not in known and not is_section:
             yield name
 
 
@@ -579,7 +728,7 @@ def _nearest(name: str, known: dict[str, Any]) -> str:
 
 
 class _Parser(ArgumentParser):
-    """jsonargparse's parser, with mistakes told in one line."""
+    """jsonargparse's parser, whose mistakes are UserErrors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())
@@ -588,8 +737,7 @@ class _Parser(ArgumentParser):
             name = word.lstrip("-").split("=")[0]
             text = f"no setting is called {name}" if word.startswith("--") else f"{word} is one argument too many"
             text += _nearest(name, flatten(Settings())) if word.startswith("--") else "; see --help"
-        sys.stderr.write(f"{self.prog}: {text}\n")
-        sys.exit(2)
+        raise UserError(text)
 
 
 def make_parser(description: str | None) -> ArgumentParser:
@@ -609,30 +757,66 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises UserError where there is no such file, it is no YAML mapping, or it names a setting that does not exist.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"cannot read the config {path}: {error.strerror}; name a file such as {DEFAULT_CONFIG}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config {path} is no valid YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # YAML's constructors raise anything: a date of the 99th month, a thousand brackets
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"the config {path} is no valid YAML: {why}") from None
+    return checked_tree(tree, str(path))
+
+
+def checked_tree(tree: Any, path: str) -> dict[str, Any]:
+    """A settings tree whose names all exist and whose sections are sections; raises UserError, which names `path`."""
     if not isinstance(tree, dict):
         raise UserError(f"the config {path} must hold settings by name, such as `seed: 0`")
     known = flatten(Settings())
     wrong = [f"{name}{_nearest(name, known)}" for name in _unknown_keys(tree, known)]
     if wrong:
         raise UserError(f"{path} names no setting with {' and '.join(wrong)}")
+    if wrong := [name for name in _leaves(tree) if name not in known]:
+        raise UserError(f"{path}: {' and '.join(wrong)} is a section and needs settings below it")
+    # An alias in YAML may stand for a list of lists of lists, which would fill the memory where it is shown.
+    if wrong := [name for name, value in _leaves(tree).items() if not _is_plain(value)]:
+        raise UserError(f"{path}: {' and '.join(wrong)} must be a single value or a list of such")
     return tree
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value out of a YAML file is a scalar or a list of scalars."""
+    scalars = value if isinstance(value, list) else [value]
+    return all(item is None or isinstance(item, (bool, int, float, str)) for item in scalars)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a tree by dotted name. A section that is null holds none."""
+    known, found = flatten(Settings()), {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        is_section = any(other.startswith(name + ".") for other in known)
+        if is_section and isinstance(value, dict):
+            found |= _leaves(value, name + ".")
+        elif not (is_section and value is None):
+            found[name] = value
+    return found
+
+
 def parse_settings(
-    parser: ArgumentParser, argv: list[str] | None = None, base: Settings | None = None
+    parser: ArgumentParser,
+    argv: list[str] | None = None,
+    base: Settings | None = None,
+    also: Callable[[Settings, Any], list[str]] = lambda settings, arguments: [],
 ) -> tuple[Settings, Settings, Any]:
     """Settings of this call, settings before its flags, and all parsed arguments.
 
     What stands before the flags is the config file, or `base` where it is given, as for what belongs to a trained run.
-    Raises UserError that lists every wrong value at once.
+    `also` finds what is wrong with the script's own arguments. A flag on the command line itself (`argv` None) that
+    nothing reads under these settings is a mistake too; scripts that call scripts pass on flags that only some read.
+    Raises UserError that lists every mistake at once.
     """
+    is_own = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     named = peek(argv, "--config")
     if base is not None:
@@ -640,14 +824,60 @@ def parse_settings(
     elif not named:
         named = [str(DEFAULT_CONFIG)]
         argv = ["--config", named[0], *argv]
-    if not {"-h", "--help"} & set(argv):
-        for path in named:
-            read_yaml(path)
-    arguments = parser.parse_args(argv)
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(argv)
+    trees = [read_yaml(path) for path in named]
+    flags = _flags(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except UserError as error:
+        raise UserError("; ".join(_wrong_types(trees, flags, base)) or str(error)) from None
     settings = to_settings(arguments)
-    if found := mistakes(settings):
+    found = mistakes(settings)
+    if is_own and not found:
+        found = not_read(settings, {name for name, _ in flags})
+    if found := found + also(settings, arguments):
         raise UserError("; ".join(found))
-    return settings, base or load_settings(*named), arguments
+    return settings, base or load_settings(*trees), arguments
+
+
+def _flags(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """The settings that a command line names, each with its words there: the flag and the value that follows."""
+    known, found = flatten(Settings()), []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, _ = word.partition("=")
+        if flag.startswith("--") and (name := flag[2:].removesuffix("+")) in known:
+            found.append((name, [word] if equals else [word, following]))
+    return found
+
+
+def _wrong_types(trees: list[dict[str, Any]], flags: list[tuple[str, list[str]]], base: Settings | None) -> list[str]:
+    """Every value of the wrong type in files and flags, and what else is wrong with those that are of the right one.
+
+    Empty where all types are right: then the mistake is another.
+    """
+    parser = _Parser()
+    parser.add_class_arguments(Settings, None)
+    kinds, found = setting_types(), []
+    values = to_settings(parser.get_defaults()) if base is None else base
+    leaves = {name: value for tree in trees for name, value in _leaves(tree).items()}
+    for name, value, read in (
+        *((name, value, functools.partial(parser.parse_object, {name: value})) for name, value in leaves.items()),
+        *((name, words[-1], functools.partial(parser.parse_args, words)) for name, words in flags),
+    ):
+        try:
+            _set(values, name, get(to_settings(read()), name))
+        except UserError:
+            found.append(f"{name} is {value!r:.60} and must be {_in_words(kinds[name])}")
+    return [*found, *mistakes(values)] if found else []
+
+
+def _set(settings: Settings, name: str, value: Any) -> None:
+    *sections, last = name.split(".")
+    section: Any = settings
+    for part in sections:
+        section = getattr(section, part)
+    setattr(section, last, value)
 
 
 def peek(argv: list[str], flag: str) -> list[str]:
@@ -696,7 +926,7 @@ def load_settings(*sources: str | Path | dict[str, Any]) -> Settings:
     parser.add_class_arguments(Settings, None)
     values = parser.get_defaults()
     for source in sources:
-        tree = source if isinstance(source, dict) else read_yaml(source)
+        tree = checked_tree(source, "the run's config.yaml") if isinstance(source, dict) else read_yaml(source)
         values = parser.parse_object(tree, cfg_base=values)
     return to_settings(values)
 

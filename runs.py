@@ -22,7 +22,7 @@ from artifacts import (
     write_json,
     write_text,
 )
-from config import Settings, UserError, flatten, load_settings
+from config import Settings, UserError, flatten, load_settings, mistakes
 from encoding import made_from
 from fine_grained import by_neighbors, siamese_step
 from models import TwoStream, build_model
@@ -178,11 +178,17 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
         raise UserError(f"{run} is no run of train_cross_modal_retrieval_model.py: it has no config.yaml")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        weights = Weights(**tree.pop("weights"))
+        weights = Weights(**{name: float(weight) for name, weight in tree.pop("weights").items()})
         tree[LAST_SECTION][LAST_SETTING]
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
-        raise UserError(f"{path} is broken or cut off; train the run anew with --overwrite") from None
-    return load_settings(tree), weights
+        settings = load_settings(tree)
+        wrong = "; ".join(mistakes(settings))
+    except UserError as error:
+        wrong = str(error)
+    except Exception:  # what is no such file makes YAML's constructors and what follows raise anything
+        wrong = "is broken or cut off"
+    if wrong:
+        raise UserError(f"{path}: {wrong}; train the run anew with --overwrite")
+    return settings, weights
 
 
 def finished_run(run: Path, *, force: bool = False) -> tuple[Settings, Weights]:

@@ -17,6 +17,7 @@ import copy
 import dataclasses
 import errno
 import functools
+import math
 import signal
 import threading
 import time
@@ -83,14 +84,8 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     parser.add_argument("--overwrite", action="store_true", help="train a run that is there already once more")
     parser.add_argument("--refresh", action="store_true", help="do so where its settings or inputs have changed since")
-    settings, config_file, arguments = parse_settings(parser, argv)
+    settings, config_file, arguments = parse_settings(parser, argv, also=mistakes_in_weights)
     weights = Weights(arguments.sym, arguments.img, arguments.text_weight)
-    if not min(weights.sym, weights.img, weights.text) >= 0:
-        raise UserError("the weights SYM, IMG and TEXT must be 0 or more")
-    if settings.loss.base == "fine_grained" and weights.sym:
-        raise UserError("loss.base fine_grained takes both ways at once and has no symmetric term; let SYM be 0")
-    if settings.loss.structure == "ground_truth" and weights.img:
-        raise UserError("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
 
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
         require(step, settings)
@@ -241,6 +236,21 @@ def make_base_loss(settings: config.Loss) -> losses.NPairsLoss:
     if not settings.tile_negatives:
         return angular
     return lambda anchors, *others: angular(anchors, *others, negatives_weight=float(len(anchors)))
+
+
+def mistakes_in_weights(settings: Settings, arguments: Any) -> list[str]:
+    """What is wrong with the weights on the command line, a sentence each."""
+    given = {"SYM": arguments.sym, "IMG": arguments.img, "TEXT": arguments.text_weight}
+    found = [
+        f"the weight {name} is {weight:g} and must be a finite number, 0 or more"
+        for name, weight in given.items()
+        if not (math.isfinite(weight) and weight >= 0)
+    ]
+    if settings.loss.base == "fine_grained" and arguments.sym:
+        found.append("loss.base fine_grained takes both ways at once and has no symmetric term; let SYM be 0")
+    if settings.loss.structure == "ground_truth" and arguments.img:
+        found.append("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
+    return found
 
 
 class Trainer:

@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 from config import (
+    READ_WITH,
     Settings,
     UserError,
     flatten,
@@ -16,6 +17,7 @@ from config import (
     parse_settings,
     run_script,
     select,
+    setting_types,
 )
 
 
@@ -146,3 +148,119 @@ def test_a_script_names_the_next_one_with_the_settings_of_its_call(
     with pytest.raises(SystemExit):
         run_script(wrong, then="train.py")
     assert "next" not in capsys.readouterr().out
+
+
+NUMBERS = [
+    name
+    for name, kind in setting_types().items()
+    if "Literal" not in str(kind) and ("int" in str(kind) or "float" in str(kind))
+]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [-1, 10**40, float("nan"), float("inf")])
+def test_every_number_has_a_range(name: str, value: float) -> None:
+    settings = Settings()
+    section, last = settings, name.split(".")[-1]
+    for part in name.split(".")[:-1]:
+        section = getattr(section, part)
+    setattr(section, last, [value, 1] if isinstance(getattr(section, last), list) else value)
+    assert any(mistake.startswith(f"{name} is ") for mistake in mistakes(settings))
+
+
+def test_null_is_only_for_settings_that_say_so() -> None:
+    assert mistakes(load_settings({"seed": None, "training": {"batch_size": None}, "loss": {"margin": None}})) == [
+        "seed is null and must be a whole number",
+        "training.batch_size is null and must be a whole number",
+    ]
+
+
+def test_wrong_types_ranges_and_combinations_are_listed_together(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "training: {batch_size: many, learning_rate: .nan}\nloss: {margin: -1}\n"
+        "dataset: {source: manifest, name: a/b, karpathy_split: true}\nseed: null\n"
+    )
+    with pytest.raises(UserError) as error:
+        parse("--config", str(path), "--loss.base", "cosine", "--neighbors.k", "0", "--doc2vec.epochs", "1.5")
+    assert {message.split(" ")[0] for message in str(error.value).split("; ")} == {
+        "training.batch_size",
+        "training.learning_rate",
+        "loss.margin",
+        "loss.base",
+        "dataset.source",
+        "dataset.name",
+        "dataset.karpathy_split",
+        "neighbors.k",
+        "doc2vec.epochs",
+        "seed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--loss.margin", "0.3"], "loss.margin"),
+        (["--loss.base", "triplet", "--loss.form", "hinge"], "loss.form"),
+        (["--loss.base", "struc", "--loss.tan_squared_alpha", "0.3"], "loss.tan_squared_alpha"),
+        (["--loss.label_strength", "3"], "loss.label_strength"),
+        (
+            ["--loss.base", "fine_grained", "--loss.labels", "equal", "--loss.label_strength", "3"],
+            "loss.label_strength",
+        ),
+        (["--neighbors.method", "exact", "--neighbors.hnsw_m", "8"], "neighbors.hnsw_m"),
+        (["--model.pvse.embeddings", "1", "--model.pvse.mmd_weight", "1"], "model.pvse.mmd_weight"),
+        (["--dataset.synthetic.pairs", "20"], "dataset.synthetic.pairs"),
+        (["--dataset.near_duplicates=false", "--dataset.near_duplicate_threshold=0.5"], "near_duplicate_threshold"),
+    ],
+)
+def test_a_flag_that_nothing_reads_is_refused(words: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["a.py", "--config", str(ROOT / "configs" / "paper.yaml"), *words])
+    with pytest.raises(UserError, match=f"{name} is .*, which nothing reads: it goes with"):
+        parse_settings(make_parser("A script."))
+    # A script that calls others passes on all flags; a file may hold settings for a choice that flags make.
+    assert parse(*words)
+
+
+def test_each_setting_that_is_not_always_read_exists() -> None:
+    for prefixes, _, _ in READ_WITH:
+        assert all(any(name.startswith(prefix) for name in flatten(Settings())) for prefix in prefixes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "training: 3",
+        "training: [1]",
+        "seed: 2020-99-99",
+        "seed: &a [*a]",
+        "seed: &a [[1], [1]]\nwork: [*a, *a]",
+        "[" * 5000,
+        "!!python/object/apply:os.system ['touch ran']",
+        "seed: " + "9" * 5000,
+        "x: !!timestamp 5",
+        "null",
+        'work: "\\ud800"',
+        'work: "a\\0"',
+    ],
+)
+def test_a_hostile_file_ends_in_one_line_and_runs_nothing(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        parse("--config", str(path))
+    assert len(str(error.value)) < 1000 and not (tmp_path / "ran").exists()
+
+
+def test_a_list_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    """Nine levels of ten aliases each are 10^9 numbers, once they are written out."""
+    path = tmp_path / "config.yaml"
+    nested = "[1]"
+    for number in range(9):
+        nested = f"[&b{number} {nested}{f', *b{number}' * 9}]"
+    path.write_text(f"evaluation: {{kway: {nested}}}")
+    with pytest.raises(UserError, match=r"evaluation\.kway must be a single value or a list of such"):
+        parse("--config", str(path))
