@@ -110,6 +110,8 @@ SIAMESE_LABELS = Step(
     ),
 )
 
+STEPS = (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, EXTRACT_IMAGES, FIND_NEIGHBORS, SIAMESE_LABELS)
+
 
 def fingerprint(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
@@ -227,15 +229,29 @@ def read_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        why = "it is no array" if "pickle" in str(error) else error  # numpy would advise to unpickle it
+        raise UserError(f"cannot read {path}: {why}{_remedy(path)}") from None
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; raises UserError where it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}{_remedy(path)}") from None
+
+
+def _remedy(path: Path) -> str:
+    """How to get a broken file anew. It goes first: a step looks at the sizes of what it wrote, not at the content."""
+    if path.parent.parent.name == "runs":
+        again = (
+            "run evaluate.py" if path.name in ("metrics.json", "evaluate.json") else "train the run with --overwrite"
+        )
+        return f"; remove it and {again} again"
+    for step in STEPS:
+        if any(path.match(name.replace("{space}", "*")) for name in (*step.outputs, step.stamp)):
+            return f"; remove it and run {step.script} again"
+    return ""
 
 
 # Stamps
@@ -281,7 +297,7 @@ def input_fingerprints(step: Step, settings: Settings) -> dict[str, str]:
 
 
 def _producer(name: str, settings: Settings) -> str:
-    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, EXTRACT_IMAGES, FIND_NEIGHBORS, SIAMESE_LABELS):
+    for step in STEPS:
         if name in _named(step.outputs, settings):
             return step.script
     raise KeyError(name)
@@ -296,6 +312,8 @@ def what_changed(step: Step, settings: Settings, published: Mapping[str, object]
         stamp = read_json(stamp_path(step, settings))
     except UserError:
         return "is not there or not finished"
+    if not isinstance(stamp, dict) or not {"outputs", "settings", "inputs", "published", "figures"} <= stamp.keys():
+        return "has a broken stamp"
     for name, output in stamp["outputs"].items():
         path = settings.work_folder / name
         if not path.is_file() or path.stat().st_size != output["size"]:
@@ -336,7 +354,7 @@ def require(step: Step, settings: Settings) -> dict[str, Any]:
     stamp_file = stamp_path(step, settings)
     try:
         made = read_json(stamp_file)["settings"]
-    except UserError:
+    except (UserError, TypeError, KeyError):
         made = {}
     as_made = dataclasses.replace(settings, **{name: made[name] for name in ("seed", "deterministic") if name in made})
     reason = what_changed(step, as_made)

@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from config import Settings, UserError
-from published import Published, Row, files_below, given_root, inside, look_for, read_published_json
+from published import (
+    LONGEST_LINE,
+    TOO_LONG,
+    Published,
+    Row,
+    files_below,
+    given_root,
+    inside,
+    lines_of,
+    look_for,
+    read_published_json,
+)
 
 KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/ (caption_datasets.zip)"
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -204,7 +215,10 @@ def _flickr_captions(path: Path) -> Iterator[tuple[int, str | None, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if ".token" in path.name:
-                for number, line in enumerate(file, start=1):
+                for number, line in lines_of(file):
+                    if line is None:
+                        yield number, None, TOO_LONG
+                        continue
                     key, tab, text = line.rstrip("\r\n").partition("\t")
                     image, mark, _ = key.rpartition("#")
                     if tab and mark:
@@ -212,13 +226,17 @@ def _flickr_captions(path: Path) -> Iterator[tuple[int, str | None, str]]:
                     elif line.strip():
                         yield number, None, f"is not image#number, tab, caption: {line.strip():.60}"
                 return
-            header = file.readline().strip()
+            header = file.readline(LONGEST_LINE).strip()
             bars = "|" in header
             columns = [name.strip() for name in header.split("|" if bars else ",")]
             if columns[0] not in ("image", "image_name") or columns[-1] not in ("caption", "comment"):
                 raise UserError(f"{path} begins with {header!r:.60} and not with image_name| comment_number| comment")
             if bars:
-                for number, line in enumerate(file, start=2):
+                for number, line in lines_of(file):
+                    number += 1
+                    if line is None:
+                        yield number, None, TOO_LONG
+                        continue
                     found = re.match(r"([^|]+)\|\s*\d+\s*(?:\||\s)\s*(.*)", line.strip())
                     if found:
                         yield number, found[1].strip(), found[2]

@@ -55,7 +55,10 @@ def read_figures(run: Path) -> dict[str, dict[str, float]]:
     measured = read_json(stamp)["checkpoint"] if stamp.is_file() else None
     if not checkpoint.is_file() or measured != fingerprint(checkpoint):
         raise UserError(f"{run / 'metrics.json'} is not of the best.pt there; run evaluate.py --run {run} again")
-    return read_json(run / "metrics.json")["figures"]
+    figures = read_json(run / "metrics.json")
+    if not isinstance(figures, dict) or not isinstance(figures.get("figures"), dict):
+        raise UserError(f"{run / 'metrics.json'} is broken; remove it and run evaluate.py --run {run} again")
+    return figures["figures"]
 
 
 def read_queries(run: Path) -> pa.Table:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from config import Settings, UserError
 from processes import process_pool
-from published import Published, Row, files_below, given_root, inside, look_for
+from published import TOO_LONG, Published, Row, files_below, given_root, inside, lines_of, look_for
 from shards import leads_out, members, without_place
 
 CONCEPTUAL_CAPTIONS = "https://ai.google.com/research/ConceptualCaptions/download"
@@ -34,6 +34,7 @@ The owner keeps the captions of the test images, so the published validation par
 """
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 SHARDS_WORTH_A_PROCESS = 4
+LONGEST_RECORD = 10_000_000  # bytes of an image's .json
 
 
 def conceptual_captions(settings: Settings) -> Published:
@@ -72,7 +73,7 @@ def read_conceptual_captions(root: Path, parts: dict[str, tuple[Path, Path]]) ->
         downloads = Downloads(root, folder)
         try:
             with captions.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-                lines = enumerate(file, start=1)
+                lines = ((number, TOO_LONG if line is None else line) for number, line in lines_of(file))
                 while some := list(itertools.islice(lines, 10_000)):
                     records = [line.rstrip("\r\n").split("\t") for _, line in some]
                     found = downloads.find([record[-1] for record in records])
@@ -144,7 +145,7 @@ def _shards(folder: Path) -> list[Path]:
 
 def _keys(addresses: list[str]) -> np.ndarray:
     """A number (uint64) for each address, equal where they are."""
-    digests = (hashlib.blake2b(each.encode(errors="surrogateescape"), digest_size=8).digest() for each in addresses)
+    digests = (hashlib.blake2b(each.encode(errors="surrogatepass"), digest_size=8).digest() for each in addresses)
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
@@ -156,15 +157,20 @@ def _of_shard(root: Path, shard: Path) -> tuple[np.ndarray, np.ndarray, pa.Array
     if metadata.is_file():
         try:
             table = pq.read_table(metadata, columns=["key", "url", "status", "error_message"])
-        except (OSError, KeyError, pa.ArrowException) as error:
+            table.validate(full=True)
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             why = " ".join(str(error).split())
             raise UserError(f"cannot read {metadata}: {why}; it should be as img2dataset wrote it") from None
         for record in table.to_pylist():
+            if not isinstance(record["key"], str) or not isinstance(record["url"], str | None):
+                raise UserError(f"{metadata} has a key or url that is no text; it should be as img2dataset wrote it")
             addresses[record["key"]] = record["url"]
             if record["status"] != "success":
                 outcomes[record["key"]] = f"was not downloaded ({record['error_message'] or record['status']})"
     texts = [paths.get(key) or outcomes.get(key, "is not in its shard") for key in addresses]
     there = np.array([key in paths for key in addresses], bool)
+    # A file's name need not be UTF-8; one that is not leads to no file.
+    texts = [text.encode(errors="replace").decode() for text in texts]
     return _keys([address or "" for address in addresses.values()]), there, pa.array(texts, pa.large_string())
 
 
@@ -181,7 +187,7 @@ def _images_of(root: Path, shard: Path) -> tuple[dict[str, str], dict[str, str]]
         elif suffix == ".json" and needs_json:
             try:
                 addresses[key] = str(json.loads(read())["url"])
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 return  # an image whose address nobody knows belongs to no caption
 
     if shard.is_dir():
@@ -196,5 +202,8 @@ def _images_of(root: Path, shard: Path) -> tuple[dict[str, str], dict[str, str]]
 
 
 def _read(file: Any, first: int, size: int) -> bytes:
+    """The bytes of a small text in a shard; "" where there are more than a record of img2dataset has."""
+    if size > LONGEST_RECORD:
+        return b""
     file.seek(first)
     return file.read(size)

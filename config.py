@@ -791,14 +791,14 @@ def _is_plain(value: Any) -> bool:
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a tree by dotted name. A section that is null holds none."""
+    """The values of a tree by dotted name."""
     known, found = flatten(Settings()), {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         is_section = any(other.startswith(name + ".") for other in known)
         if is_section and isinstance(value, dict):
             found |= _leaves(value, name + ".")
-        elif not (is_section and value is None):
+        else:
             found[name] = value
     return found
 
@@ -856,10 +856,9 @@ def _wrong_types(trees: list[dict[str, Any]], flags: list[tuple[str, list[str]]]
 
     Empty where all types are right: then the mistake is another.
     """
-    parser = _Parser()
-    parser.add_class_arguments(Settings, None)
+    parser = _settings_parser()
     kinds, found = setting_types(), []
-    values = to_settings(parser.get_defaults()) if base is None else base
+    values = to_settings(parser.get_defaults()) if base is None else copy.deepcopy(base)
     leaves = {name: value for tree in trees for name, value in _leaves(tree).items()}
     for name, value, read in (
         *((name, value, functools.partial(parser.parse_object, {name: value})) for name, value in leaves.items()),
@@ -917,13 +916,19 @@ def to_settings(arguments: Any) -> Settings:
     return build(Settings, arguments)
 
 
+@functools.cache
+def _settings_parser() -> ArgumentParser:
+    parser = _Parser()
+    parser.add_class_arguments(Settings, None)
+    return parser
+
+
 def load_settings(*sources: str | Path | dict[str, Any]) -> Settings:
     """Settings from YAML files, or trees already read, over the defaults; later ones win.
 
     Raises UserError as `read_yaml` does.
     """
-    parser = _Parser()
-    parser.add_class_arguments(Settings, None)
+    parser = _settings_parser()
     values = parser.get_defaults()
     for source in sources:
         tree = checked_tree(source, "the run's config.yaml") if isinstance(source, dict) else read_yaml(source)

@@ -149,7 +149,7 @@ def epochs_kept(folder: Path) -> int:
 def _kept(folder: Path, epoch: int) -> Doc2Vec:
     """The model that `_keep` kept in `folder`."""
     model = load_model(folder / f"epoch-{epoch}.model")
-    model.dv.vectors = np.load(folder / f"epoch-{epoch}.npy")
+    model.dv.vectors = np.load(folder / f"epoch-{epoch}.npy", allow_pickle=False)
     return model
 
 
@@ -200,7 +200,9 @@ def load_model(path: Path) -> Doc2Vec:
     try:
         return Doc2Vec.load(str(path))
     except Exception as error:  # unpickling raises anything
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; run train_doc2vec.py again") from None
+        raise UserError(
+            f"cannot read {path}: {' '.join(str(error).split())}; remove it and run train_doc2vec.py again"
+        ) from None
 
 
 def start_word_vectors(model: Doc2Vec, seed: int) -> np.ndarray:

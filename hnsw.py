@@ -32,7 +32,7 @@ def _build(points: Path, index: Path, m: int, ef_construction: int, threads: int
     import nmslib  # compiled, and needed by large datasets only
 
     serve()
-    vectors = np.load(points, mmap_mode="r")
+    vectors = np.load(points, mmap_mode="r", allow_pickle=False)
     built = nmslib.init(method="hnsw", space="l2")
     for start in range(0, len(vectors), VECTORS_AT_A_TIME):
         some = np.ascontiguousarray(vectors[start : start + VECTORS_AT_A_TIME])

@@ -52,7 +52,9 @@ def read_pairs(work: Path, columns: list[str] | None = None, table: str = "pairs
     except FileNotFoundError:
         raise UserError(f"{path} is not there; run prepare_dataset.py first") from None
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; run prepare_dataset.py again") from None
+        raise UserError(
+            f"cannot read {path}: {' '.join(str(error).split())}; remove it and run prepare_dataset.py again"
+        ) from None
 
 
 def image_root(work: Path) -> Path:

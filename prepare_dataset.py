@@ -32,6 +32,11 @@ from sources import SOURCES, Row
 PUBLISHED = pa.schema([(name, pa.string()) for name in "label image_path text image_id category split".split()])
 
 
+LONGEST = 1_000_000
+"""Characters of a text that is kept, about those of a long novel: a longer one is a dump of a database."""
+CHARACTERS_AT_A_TIME = 100_000_000
+"""Characters of the rows that are stored at a time; a column of Arrow's holds 2^31 bytes."""
+
 FEWEST_IMAGES = 2
 """Images that val and test need: a query's pair is told from those of other images."""
 
@@ -99,6 +104,7 @@ def read_table(
     rejected: dict[int, Rejection] = {}
     batches = []
     waiting: list[tuple[str | None, ...]] = []
+    characters = 0
 
     def store() -> None:
         columns = zip(*waiting, strict=True) if waiting else [()] * len(PUBLISHED)
@@ -116,9 +122,15 @@ def read_table(
         if not all(value is None or value.isascii() or _is_unicode(value) for value in values):
             rejected.setdefault(position, Rejection("bad row", "is not UTF-8"))
             values = tuple(value and value.encode(errors="replace").decode() for value in values)
+        if any(len(value or "") > LONGEST for value in values):
+            rejected.setdefault(position, Rejection("long text", f"of more than {LONGEST:,} characters"))
+            values = tuple(value and value[:LONGEST] for value in values)
+            values = (*values[:2], "", *values[3:])
         waiting.append(values)
-        if len(waiting) == chunk:
+        characters += sum(len(value or "") for value in values)
+        if len(waiting) == chunk or characters > CHARACTERS_AT_A_TIME:
             store()
+            characters = 0
     store()
     return pa.Table.from_batches(batches), rejected
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -123,14 +124,40 @@ def look_for(root: Path, names: Sequence[str], what: str, publisher: str) -> Pat
     )
 
 
-def inside(root: Path, row: Row) -> Row:
-    """The row, rejected where its image lies outside `root`."""
+def inside(root: Path, row: Row, *texts: str) -> Row:
+    """The row, rejected where its image, or one of its files `texts`, lies outside `root`, or its text is none."""
     if row.rejected:
         return row
+    if not isinstance(row.text, str):
+        return replace(row, text="", rejected=("bad row", f"its text is no text but {row.text!r:.40}"))
     if not row.image:
         return replace(row, rejected=("bad row", "names no image"))
+    for name in texts:
+        if why := outside(root, name):
+            return replace(row, text="", rejected=("outside the root", why))
     why = outside(root, row.image)
     return replace(row, rejected=("outside the root", why)) if why else row
+
+
+LONGEST_LINE = 10_000_000
+"""Characters of a line that is read: a file without line breaks is no list, and would fill the memory."""
+
+
+def lines_of(file: TextIO) -> Iterator[tuple[int, str | None]]:
+    """Number and content of each line of a file; None for one longer than LONGEST_LINE, which is skipped."""
+    for number in itertools.count(1):
+        line = file.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) <= LONGEST_LINE:
+            yield number, line
+            continue
+        while line and line[-1] not in "\r\n":
+            line = file.readline(LONGEST_LINE)
+        yield number, None
+
+
+TOO_LONG = f"is longer than {LONGEST_LINE:,} characters"
 
 
 def read_published_json(path: Path) -> Any:

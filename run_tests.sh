@@ -3,15 +3,17 @@
 #
 #   bash run_tests.sh [--quick] [PYTEST ARGUMENTS]
 #
-# --quick leaves out the tests marked slow.
+# --quick leaves out the tests marked slow, and tries few examples of each property. The full tier tries 1,000.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./setup_environment.sh requirements.txt requirements-test.txt
 
 selection=()
+export HYPOTHESIS_PROFILE=full
 if [ "${1:-}" = --quick ]; then
     shift
     selection=(-m "not slow")
+    HYPOTHESIS_PROFILE=quick
 fi
 ruff check .
 ruff format --check .

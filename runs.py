@@ -181,13 +181,13 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
         weights = Weights(**{name: float(weight) for name, weight in tree.pop("weights").items()})
         tree[LAST_SECTION][LAST_SETTING]
         settings = load_settings(tree)
-        wrong = "; ".join(mistakes(settings))
+        wrong = "".join(f": {mistake}" for mistake in mistakes(settings))
     except UserError as error:
-        wrong = str(error)
+        wrong = f": {error}"
     except Exception:  # what is no such file makes YAML's constructors and what follows raise anything
-        wrong = "is broken or cut off"
+        wrong = " is broken or cut off"
     if wrong:
-        raise UserError(f"{path}: {wrong}; train the run anew with --overwrite")
+        raise UserError(f"{path}{wrong}; train the run anew with --overwrite")
     return settings, weights
 
 

@@ -61,24 +61,26 @@ def open_member(member: Member) -> io.BytesIO:
         raise ValueError(f"the name {member.name} leads out of the shard")
     with member.shard.open("rb") as file:
         file.seek(max(member.first - _BLOCK, 0))
-        header, content = file.read(_BLOCK), file.read(member.size)
-    stem = header[:100].rstrip(b"\0").decode(errors="replace")
-    same_name = stem in member.name or not member.name.isascii()  # which a header of 100 bytes may spell otherwise
-    is_header = member.first >= _BLOCK and header[257:262] == b"ustar" and stem and same_name
-    if not is_header or int(header[124:135].strip(b" \0") or b"0", 8) != member.size:
-        raise ValueError(f"{member.shard.name} has changed since it was prepared; run prepare_dataset.py again")
-    if len(content) < member.size:
-        raise ValueError(f"{member.shard.name} ends within it")
-    return io.BytesIO(content)
+        header = file.read(_BLOCK)
+        stem = header[:100].rstrip(b"\0").decode(errors="replace")
+        same_name = stem in member.name or not member.name.isascii()  # which a header of 100 bytes may spell otherwise
+        is_header = member.first >= _BLOCK and header[257:262] == b"ustar" and stem and same_name
+        if not is_header or int(header[124:135].strip(b" \0") or b"0", 8) != member.size:
+            raise ValueError(f"{member.shard.name} has changed since it was prepared; run prepare_dataset.py again")
+        if member.first + member.size > os.fstat(file.fileno()).st_size:  # looked at before memory is asked for
+            raise ValueError(f"{member.shard.name} ends within it")
+        return io.BytesIO(file.read(member.size))
 
 
 def members(shard: Path) -> Iterator[Member]:
     """The files in a shard, in order. Where the shard is cut short or damaged they end there."""
+    place = -1
     try:
         with tarfile.open(shard, "r:") as archive:
-            while (found := archive.next()) is not None:
+            while (found := archive.next()) is not None and found.offset > place:  # a size below 0 would lead back
+                place = found.offset
                 archive.members.clear()  # the archive would hold them all
-                if found.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                if found.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and found.size >= 0:
                     yield Member(shard, found.name, found.offset_data, found.size)
-    except (tarfile.TarError, EOFError):
-        return
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, MemoryError, RecursionError):
+        return  # tarfile takes what a header says at its word

@@ -22,7 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import synthetic
@@ -31,7 +33,7 @@ from conceptual_captions import conceptual_captions
 from config import Settings, UserError
 from goodnews import goodnews
 from politics import politics
-from published import Published, Row, files_below, given_root, outside
+from published import LONGEST_LINE, TOO_LONG, Published, Row, files_below, given_root, inside, lines_of, outside
 
 
 def _unescaped(text: str) -> str:
@@ -46,6 +48,7 @@ def _unescaped(text: str) -> str:
 # OpenClipart: the drawings in Debian's packages openclipart-png and openclipart-svg
 
 PACKAGES = ("openclipart-png", "openclipart-svg")
+LONGEST_METADATA = 100_000  # bytes of an RDF element: title, description and keywords have no more
 COLLECTION = 10  # a title or description on more drawings than this is the name of a collection
 PLACEHOLDERS = {"hash", "unsorted", "openclipart", "clipart"}  # keywords set by the site's scripts
 NOT_TEXT = re.compile(
@@ -132,7 +135,9 @@ def read_openclipart(root: Path) -> Iterator[Row]:
     repeated = {text for text, count in times.items() if count > COLLECTION}
     for name, svg, metadata in drawings:
         image = (root / name).resolve()
-        if metadata is None:
+        if outside(root, svg.relative_to(root).as_posix()):
+            yield Row(name, name, rejected=("outside the root", f"{svg.relative_to(root)} is a link that leads out"))
+        elif metadata is None:
             why = "cannot be read" if svg.exists() else "is not there"
             yield Row(name, name, rejected=("no metadata", f"{svg.relative_to(root)} {why}"))
         elif not image.is_relative_to(real_root):
@@ -156,9 +161,14 @@ def _read_rdf(svg: Path) -> _Metadata | None:
     Only the RDF element is parsed: drawings are long, and without a document type no entity can grow.
     """
     try:
-        found = re.search(rb"<rdf:RDF\b.*?</rdf:RDF>", svg.read_bytes(), re.DOTALL)
-        work = ElementTree.fromstring(found.group()).find(".//{*}Work") if found else None
-    except (OSError, ElementTree.ParseError):
+        # Not one regular expression: for a file of many beginnings without an end it would take hours.
+        content = svg.read_bytes()
+        start = re.search(rb"<rdf:RDF\b", content)
+        end = content.find(b"</rdf:RDF>", start.end()) if start else -1
+        if start is None or not 0 <= end <= start.end() + LONGEST_METADATA:
+            return None
+        work = ElementTree.fromstring(content[start.start() : end] + b"</rdf:RDF>").find(".//{*}Work")
+    except (OSError, ValueError, LookupError, ElementTree.ParseError):
         return None
     if work is None:
         return None
@@ -261,7 +271,7 @@ def read_wikipedia(root: Path) -> Iterator[Row]:
             except _Rejected as error:
                 yield Row(label, image, category=category, split=split, rejected=error.args)
                 continue
-            yield Row(label, image, text, category=category, split=split)
+            yield inside(root, Row(label, image, text, category=category, split=split), f"texts/{found}")
 
 
 # TVGraz (Khan, Saffari and Bischof 2009)
@@ -307,7 +317,7 @@ def read_tvgraz(root: Path, categories: Iterable[str]) -> Iterator[Row]:
                 image = _only(images.get(stem, ()), f"a picture {category}/{stem}")
                 row = replace(row, image=image)
                 found = _only(texts.get(stem, ()), f"{category}/{stem}{' or '.join(TVGRAZ_TEXTS)}")
-                yield replace(row, text=_read_text(root / found))
+                yield inside(root, replace(row, text=_read_text(root / found)), found)
             except _Rejected as error:
                 yield replace(row, rejected=error.args)
 
@@ -451,15 +461,18 @@ def _as_text(value: Any) -> str | None:
     """A cell as text; numbers are good enough for ids and categories. None where it is neither."""
     if isinstance(value, str):
         return value
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30 else None
 
 
 def _open_text(path: Path) -> TextIO:
     """A UTF-8 file, with or without a byte order mark. What is not UTF-8 stays visible: its row is rejected later."""
-    with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise UserError(f"{path} is UTF-16; save it as UTF-8")
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(f"{path} is UTF-16; save it as UTF-8")
+        return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _demand_columns(path: Path, found: Iterable[str]) -> None:
@@ -467,13 +480,15 @@ def _demand_columns(path: Path, found: Iterable[str]) -> None:
     missing = [name for name in COLUMNS[:2] if name not in found]
     if missing:
         columns = ", ".join(found) or "none"
-        raise UserError(f"{path} has no column {' and no column '.join(missing)}; its columns are: {columns}")
+        raise UserError(f"{path} has no column {' and no column '.join(missing)}; its columns are: {columns:.200}")
+    if several := [name for name in COLUMNS if found.count(name) > 1]:
+        raise UserError(f"{path} has more than one column {several[0]}; which of them is meant?")
 
 
 def _read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
     csv.field_size_limit(10_000_000)
     with _open_text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(_short_lines(path, file), delimiter=delimiter, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
         except csv.Error as error:
@@ -496,10 +511,20 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any] 
                 yield label, f"has {len(fields)} fields and not {len(header)} as the first line"
 
 
+def _short_lines(path: Path, file: TextIO) -> Iterator[str]:
+    for number, line in lines_of(file):
+        if line is None:
+            raise UserError(f"{path} line {number} {TOO_LONG}: it is no table")
+        yield line
+
+
 def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     checked = False
     with _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in lines_of(file):
+            if line is None:
+                yield f"line {number}", TOO_LONG
+                continue
             if not line.strip():
                 continue
             try:
@@ -517,16 +542,38 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    number = itertools.count(1)
     try:
-        file = pq.ParquetFile(path)
-        _demand_columns(path, file.schema_arrow.names)
-        wanted = [name for name in COLUMNS if name in file.schema_arrow.names]
-        number = itertools.count(1)
+        schema = pq.read_schema(path)
+        _demand_columns(path, schema.names)
+        wanted = [name for name in COLUMNS if name in schema.names]
+        texts = [name for name in wanted if pa.types.is_string(schema.field(name).type)]
+        # A file may hold one long text once and name it in all rows: as a dictionary it is one text in memory too.
+        file = pq.ParquetFile(path, read_dictionary=texts)
         for batch in file.iter_batches(batch_size=10_000, columns=wanted):
-            for record in batch.to_pylist():
-                yield f"row {next(number)}", record
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+            columns = {name: _python_values(batch.column(name)) for name in wanted}
+            for values in zip(*columns.values(), strict=True):
+                yield f"row {next(number)}", dict(zip(wanted, values, strict=True))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes Arrow raise anything
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"cannot read {path} from row {next(number)} on: {why}") from None
+
+
+def _python_values(column: pa.Array) -> list[Any]:
+    """A column's values. What is not UTF-8 stays visible, as in `_open_text`, and what is too long is no text."""
+    if not (pa.types.is_dictionary(column.type) and pa.types.is_string(column.type.value_type)):
+        return column.to_pylist()
+    octets = column.dictionary.cast(pa.binary())
+    long = pc.greater(pc.binary_length(octets), LONGEST_LINE)
+    texts: list[Any] = [
+        None if value is None else value.decode(errors="surrogateescape")
+        for value in pc.if_else(long, pa.scalar(None, pa.binary()), octets).to_pylist()
+    ]
+    for place in np.flatnonzero(long.fill_null(False).to_numpy(zero_copy_only=False)).tolist():
+        texts[place] = [TOO_LONG]  # a list, which is no text
+    return [None if place is None else texts[place] for place in column.indices.to_pylist()]
 
 
 RECORDS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any] | str]]]] = {

@@ -46,9 +46,15 @@ very can will just should would could may might must shall now also d ll m re s 
 doesn't don't hadn't hasn't haven't isn't mightn't mustn't needn't shan't shouldn't wasn't weren't won't wouldn't
 """
 
-_NOT_SHOWN = regex.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>", regex.DOTALL | regex.IGNORECASE)
+_HIDDEN = regex.compile(r"<!--|<(script|style)\b[^<>]*>", regex.IGNORECASE)
+_HIDDEN_ENDS = {
+    kind: regex.compile(end, regex.IGNORECASE)
+    for kind, end in (("comment", "-->"), ("script", r"</script\s*>"), ("style", r"</style\s*>"))
+}
 _TAG = regex.compile(r"</?[a-z][^<>]*>|<[!?][^<>]*>", regex.IGNORECASE)
 # Soft hyphens, byte order marks, and what makes an emoji of a digit or a symbol.
+# Bringing n marks on one letter into order takes n² steps. Thirty are allowed where text is sent in pieces (UAX 15).
+_STACKED = regex.compile(r"(\p{M}{30})\p{M}+")
 _INVISIBLE = regex.compile(r"[\u00ad\u2060\ufeff\ufe00-\ufe0f\U000e0100-\U000e01ef\p{Me}]")
 # A run of letters, digits and their marks. Joiners within it belong to it (Persian, Malayalam); so, at first, does an
 # apostrophe: "won't" is a stop word, "won" is not.
@@ -76,7 +82,25 @@ def primary_language(language: str) -> str:
 def strip_markup(text: str) -> str:
     """`text` without HTML entities (escaped once or twice), comments, scripts, styles and tags."""
     text = html.unescape(html.unescape(text))
-    return _TAG.sub(" ", _NOT_SHOWN.sub(" ", text))
+    return _TAG.sub(" ", _shown(text))
+
+
+def _shown(text: str) -> str:
+    """`text` without comments, scripts and styles, each to its own end; what has no end stays.
+
+    Not one regular expression: it would look for the end of each of n beginnings in all that follows.
+    """
+    kept, at, endless = [], 0, set()
+    for found in _HIDDEN.finditer(text):
+        kind = "comment" if found[1] is None else "script" if len(found[1]) == 6 else "style"
+        if found.start() < at or kind in endless:
+            continue
+        if end := _HIDDEN_ENDS[kind].search(text, found.end()):
+            kept.append(text[at : found.start()])
+            at = end.end()
+        else:
+            endless.add(kind)
+    return " ".join([*kept, text[at:]])
 
 
 def stop_words(language: str) -> frozenset[str]:
@@ -91,6 +115,8 @@ def stop_words(language: str) -> frozenset[str]:
 
 def _normalise(text: str) -> str:
     """One spelling for what looks the same (full-width letters, ligatures, composed accents), in lower case."""
+    if not text.isascii():
+        text = _STACKED.sub(r"\1", text)
     return _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).lower()
 
 
@@ -220,9 +246,11 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     try:
         words = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; run train_doc2vec.py again") from None
+        raise UserError(f"cannot read {path}: {error}; remove it and run train_doc2vec.py again") from None
     if tuple(words[: len(SPECIAL_WORDS)]) != SPECIAL_WORDS:
-        raise UserError(f"{path} does not begin with {' '.join(SPECIAL_WORDS)}; run train_doc2vec.py again")
+        raise UserError(
+            f"{path} does not begin with {' '.join(SPECIAL_WORDS)}; remove it and run train_doc2vec.py again"
+        )
     return {word: number for number, word in enumerate(words)}
 
 

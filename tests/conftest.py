@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import settings as property_settings
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 
 torch.set_num_threads(1)  # the tests are small: threads would only wait for each other
+
+# The same examples every time. How long one takes depends on what else the machine does, so there is no deadline.
+property_settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None, database=None)
+property_settings.register_profile("full", max_examples=1000, derandomize=True, deadline=None, database=None)
+property_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # A made-up dataset so small that every step takes a second or two.
 TINY = ["--config", str(ROOT / "tests" / "tiny.yaml")]

@@ -35,7 +35,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "PREPARE", FIRST)
+    monkeypatch.setattr(artifacts, "STEPS", (FIRST,))
 
 
 def make_first(settings: Settings, text: str = "one") -> None:

@@ -232,6 +232,7 @@ def test_each_setting_that_is_not_always_read_exists() -> None:
     [
         "training: 3",
         "training: [1]",
+        "training:",
         "seed: 2020-99-99",
         "seed: &a [*a]",
         "seed: &a [[1], [1]]\nwork: [*a, *a]",
