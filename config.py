@@ -95,6 +95,8 @@ class Dataset:
     """Share of the images in val where no split is published, or of the train images where only train and test are."""
     test_share: float = 0.1
     """Share of the images in test where no split is published."""
+    follow_links: bool = False
+    """Take images to which symbolic links in root lead out of it; absolute paths and `..` are rejected all the same."""
     check_images: Literal["decode", "header"] = "decode"
     """Decode every image once at preparation, or read only its header."""
     max_pixels: int = 400_000_000

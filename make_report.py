@@ -113,6 +113,9 @@ class Compared:
 
     def __init__(self, encoders: Sequence[RunEncoder]) -> None:
         self.encoders = encoders
+        for encoder in encoders:  # what was evaluated is reported, whatever split the run was trained to be tested on
+            if (encoder.run / "metrics.json").is_file():
+                encoder.settings.evaluation.split = read_json(encoder.run / "metrics.json")["split"]
         first = encoders[0]
         self.settings = first.settings
         self.split = self.settings.evaluation.split
@@ -129,8 +132,8 @@ class Compared:
                 )
             if encoder.settings.evaluation.split != self.split or not np.array_equal(data.rows[self.split], self.rows):
                 raise UserError(
-                    f"{encoder.run} and {first.run} cannot use the same pairs (another evaluation.split, or other "
-                    "known words); name two runs of one WORK"
+                    f"{encoder.run} and {first.run} cannot use the same pairs (other known words, or evaluated on "
+                    "another split); name two runs of one WORK, evaluated alike"
                 )
         self.embeddings = [self._embed(encoder, data) for encoder, data in zip(encoders, prepared, strict=True)]
         """Of each run, x and y, (R, D) or (R, K, D): its images and texts, unit vectors."""

@@ -26,6 +26,7 @@ from config import Settings, UserError, make_parser, parse_settings, run_script
 from images import check_images
 from near_duplicates import near_duplicates
 from pairs import SCHEMA, SPLITS, distinct, numbered, write_articles, write_pairs
+from published import LINK
 from sources import SOURCES, Row
 
 # The published table: all rows, those to be rejected included, so that a row's position says which one it was.
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     with making(PREPARE, settings, fingerprints) as figures:
-        table, rejected = read_table(published.rows(), dataset.min_characters or 0)
+        table, rejected = read_table(published.rows(), dataset.min_characters or 0, dataset.follow_links)
         if dataset.new_splits:
             none = pa.nulls(len(table), pa.string())
             table = table.set_column(table.column_names.index("split"), "split", none)
@@ -95,11 +96,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_table(
-    rows: Iterable[Row], min_characters: int = 0, chunk: int = 20_000
+    rows: Iterable[Row], min_characters: int = 0, follow_links: bool = False, chunk: int = 20_000
 ) -> tuple[pa.Table, dict[int, Rejection]]:
     """All published rows as a table (PUBLISHED), and by position those that the reader rejects or that have no text.
 
-    A text of fewer than `min_characters` is rejected too.
+    A text of fewer than `min_characters` is rejected too; an image to which a link leads out of the root is not where
+    `follow_links` allows it.
     """
     rejected: dict[int, Rejection] = {}
     batches = []
@@ -113,7 +115,7 @@ def read_table(
 
     for position, row in enumerate(tqdm(rows, desc="reading", unit="row", disable=None)):
         values = (row.label, row.image, row.text.strip(), row.image_id or row.image, row.category, row.split)
-        if row.rejected:
+        if row.rejected and not (follow_links and row.rejected[0] == LINK):
             rejected[position] = Rejection(*row.rejected)
         elif not values[2]:
             rejected[position] = Rejection("empty text", "")

@@ -84,20 +84,24 @@ def files_below(root: Path, *folders: str) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(place, name), root)
 
 
-def outside(root: Path, image: str) -> str | None:
-    """Why `image` does not lie below `root`, None where it does."""
+OUTSIDE, LINK = "outside the root", "link out of the root"
+"""Kinds of rejected rows; `dataset.follow_links` takes the second."""
+
+
+def outside(root: Path, image: str) -> tuple[str, str] | None:
+    """Why `image` does not lie below `root`, as a rejected row has it; None where it does."""
     if image.startswith("/"):
-        return f"{image} is an absolute path; paths are relative to {root}"
+        return OUTSIDE, f"{image} is an absolute path; paths are relative to {root}"
     if ".." in image.split("/"):
-        return f"{image} may lead out of {root}"
+        return OUTSIDE, f"{image} may lead out of {root}"
     path = root / image
     try:
         inside = _resolved(path.parent).is_relative_to(_resolved(root))
         if inside and path.is_symlink():
             inside = path.resolve().is_relative_to(_resolved(root))
     except (OSError, ValueError, RuntimeError) as error:
-        return f"{image}: {error}"
-    return None if inside else f"{image} is a link that leads out of {root}"
+        return OUTSIDE, f"{image}: {error}"
+    return None if inside else (LINK, f"{image} is a link that leads out of {root}; dataset.follow_links allows it")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -134,9 +138,9 @@ def inside(root: Path, row: Row, *texts: str) -> Row:
         return replace(row, rejected=("bad row", "names no image"))
     for name in texts:
         if why := outside(root, name):
-            return replace(row, text="", rejected=("outside the root", why))
+            return replace(row, text="", rejected=(OUTSIDE, why[1]))
     why = outside(root, row.image)
-    return replace(row, rejected=("outside the root", why)) if why else row
+    return replace(row, rejected=why) if why else row
 
 
 LONGEST_LINE = 10_000_000

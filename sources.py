@@ -33,7 +33,18 @@ from conceptual_captions import conceptual_captions
 from config import Settings, UserError
 from goodnews import goodnews
 from politics import politics
-from published import LONGEST_LINE, TOO_LONG, Published, Row, files_below, given_root, inside, lines_of, outside
+from published import (
+    LONGEST_LINE,
+    OUTSIDE,
+    TOO_LONG,
+    Published,
+    Row,
+    files_below,
+    given_root,
+    inside,
+    lines_of,
+    outside,
+)
 
 
 def _unescaped(text: str) -> str:
@@ -136,12 +147,12 @@ def read_openclipart(root: Path) -> Iterator[Row]:
     for name, svg, metadata in drawings:
         image = (root / name).resolve()
         if outside(root, svg.relative_to(root).as_posix()):
-            yield Row(name, name, rejected=("outside the root", f"{svg.relative_to(root)} is a link that leads out"))
+            yield Row(name, name, rejected=(OUTSIDE, f"{svg.relative_to(root)} is a link that leads out"))
         elif metadata is None:
             why = "cannot be read" if svg.exists() else "is not there"
             yield Row(name, name, rejected=("no metadata", f"{svg.relative_to(root)} {why}"))
         elif not image.is_relative_to(real_root):
-            yield Row(name, name, rejected=("outside the root", "the link leads out of it"))
+            yield Row(name, name, rejected=(OUTSIDE, "the link leads out of it"))
         else:
             path = image.relative_to(real_root).as_posix()
             yield Row(name, path, openclipart_text(metadata, repeated), category=name.split("/")[1])
@@ -452,7 +463,7 @@ def read_manifest(path: Path, root: Path) -> Iterator[Row]:
         if not image:
             yield replace(row, rejected=("bad row", "image is empty"))
         elif why := outside(root, row.image):
-            yield replace(row, rejected=("outside the root", why))
+            yield replace(row, rejected=why)
         else:
             yield row
 

@@ -249,6 +249,8 @@ def test_one_run_of_several_embeddings_without_categories_that_is_not_evaluated(
     assert [one["pair"] for one in ranked["results"]] == [int(rows[number]) for number in np.argsort(scores)[::-1][:3]]
     before = out.read_bytes()
     assert make_report.main(["--runs", str(run), "--count", "2"]).read_bytes() == before
+    evaluate.main(["--run", str(run), "--evaluation.split", "val"])
+    assert make_report.Compared([RunEncoder(run)]).split == "val"
 
 
 @pytest.mark.slow

@@ -392,7 +392,7 @@ def test_links_may_not_lead_out_of_the_root(tmp_path: Path) -> None:
     (root / "folder").symlink_to(outside)
     (root / "p.csv").write_text("image,text\ngood.png,x\nbad.png,x\nfolder/image.png,x\nin/image.png,x\n")
     rows = list(read_manifest(root / "p.csv", root))
-    assert [row.rejected and row.rejected[0] for row in rows] == [None, "outside the root", "outside the root", None]
+    assert [row.rejected and row.rejected[0] for row in rows] == [None, *2 * ["link out of the root"], None]
     (tmp_path / "link").symlink_to(root)
     again = list(read_manifest(tmp_path / "link" / "p.csv", tmp_path / "link"))
     assert [bool(row.rejected) for row in again] == [False, True, True, False]
