@@ -116,7 +116,8 @@ def test_every_output_is_named_last(two_runs: tuple[Path, Path, list[str]]) -> N
     work, _, printed = two_runs
     for step, text in zip(STEPS, printed, strict=True):
         names = [f"wrote {path}" for path in output_paths(step, settings_of(work))]
-        assert text.splitlines()[-len(names) :] == names
+        *told, last = text.splitlines()
+        assert told[-len(names) :] == names and last.startswith("next: python ")
     left = {path.name for path in (work / "doc2vec").iterdir()}
     assert left == {
         *("model", "vocabulary.txt", "word_vectors.npy", "punkt.json", "vectors.npy", "tokens.npy", "offsets.npy"),
