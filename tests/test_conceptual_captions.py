@@ -171,7 +171,8 @@ def test_members_that_lead_out_are_no_rows(tmp_path: Path) -> None:
     write_shard(tmp_path / "train" / "00000.tar", {"../000000000.jpg": png(0), "000000000.json": meta})
     rows = list(published(tmp_path).rows())
     assert rows[0].rejected == ("missing file", "https://example.com/0.jpg?w=300 is not in its shard")
-    assert outside(tmp_path, "s.tar/../x.png@512+9") == f"s.tar/../x.png@512+9 may lead out of {tmp_path}"
+    why = f"s.tar/../x.png@512+9 may lead out of {tmp_path}"
+    assert outside(tmp_path, "s.tar/../x.png@512+9") == ("outside the root", why)
 
 
 def test_a_folder_named_as_a_shard_is_a_folder(tmp_path: Path) -> None:
