@@ -436,7 +436,7 @@ def mistakes(settings: Settings) -> list[str]:
             found.append(f"{name} is null and must be {_in_words(kinds[name])}")
             wrong.add(name)
         elif isinstance(value, str):
-            demand(name, lambda text: "\0" not in text and _is_unicode(text), "text that a file can hold")
+            demand(name, lambda text: "\0" not in text and is_unicode(text), "text that a file can hold")
         elif name != "seed":
             numbers = value if isinstance(value, list) else [value]
             whole = [number for number in numbers if isinstance(number, int)]
@@ -626,6 +626,7 @@ def not_read(settings: Settings, names: Collection[str]) -> list[str]:
 # Types
 
 
+@functools.cache
 def setting_types() -> dict[str, Any]:
     """The type of every setting by dotted name."""
 
@@ -667,8 +668,8 @@ def _in_words(kind: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be written: a lone surrogate cannot."""
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: a lone surrogate, as which bytes that are not UTF-8 are read, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -706,16 +707,6 @@ def select(settings: Settings, prefixes: tuple[str, ...]) -> dict[str, Any]:
         for name, value in flatten(settings).items()
         if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
     }
-
-
-def _unknown_keys(tree: dict[str, Any], known: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        is_section = any(other.startswith(name + ".") for other in known)
-        if isinstance(value, dict) and is_section:
-            yield from _unknown_keys(value, known, name + ".")
-        elif name not in known and not is_section:
-            yield name
 
 
 def _nearest(name: str, known: dict[str, Any]) -> str:
@@ -774,14 +765,15 @@ def checked_tree(tree: Any, path: str) -> dict[str, Any]:
     """A settings tree whose names all exist and whose sections are sections; raises UserError, which names `path`."""
     if not isinstance(tree, dict):
         raise UserError(f"the config {path} must hold settings by name, such as `seed: 0`")
-    known = flatten(Settings())
-    wrong = [f"{name}{_nearest(name, known)}" for name in _unknown_keys(tree, known)]
-    if wrong:
+    known, leaves = flatten(Settings()), _leaves(tree)
+    unknown = [name for name in leaves if name not in known]
+    sections = [name for name in unknown if _is_section(name)]
+    if wrong := [f"{name}{_nearest(name, known)}" for name in unknown if name not in sections]:
         raise UserError(f"{path} names no setting with {' and '.join(wrong)}")
-    if wrong := [name for name in _leaves(tree) if name not in known]:
-        raise UserError(f"{path}: {' and '.join(wrong)} is a section and needs settings below it")
+    if sections:
+        raise UserError(f"{path}: {' and '.join(sections)} is a section and needs settings below it")
     # An alias in YAML may stand for a list of lists of lists, which would fill the memory where it is shown.
-    if wrong := [name for name, value in _leaves(tree).items() if not _is_plain(value)]:
+    if wrong := [name for name, value in leaves.items() if not _is_plain(value)]:
         raise UserError(f"{path}: {' and '.join(wrong)} must be a single value or a list of such")
     return tree
 
@@ -793,16 +785,19 @@ def _is_plain(value: Any) -> bool:
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a tree by dotted name."""
-    known, found = flatten(Settings()), {}
+    """The values of a tree by dotted name; those that are no sections where one is expected are among them."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        is_section = any(other.startswith(name + ".") for other in known)
-        if is_section and isinstance(value, dict):
+        if isinstance(value, dict) and _is_section(name):
             found |= _leaves(value, name + ".")
         else:
             found[name] = value
     return found
+
+
+def _is_section(name: str) -> bool:
+    return any(setting.startswith(name + ".") for setting in setting_types())
 
 
 def parse_settings(

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from artifacts import PREPARE, is_up_to_date, making, written_whole
-from config import Settings, UserError, make_parser, parse_settings, run_script
+from config import Settings, UserError, is_unicode, make_parser, parse_settings, run_script
 from images import check_images
 from near_duplicates import near_duplicates
 from pairs import SCHEMA, SPLITS, distinct, numbered, write_articles, write_pairs
@@ -121,7 +121,7 @@ def read_table(
             rejected[position] = Rejection("empty text", "")
         elif len(values[2]) < min_characters:
             rejected[position] = Rejection("short text", f"{len(values[2])} characters of {min_characters}")
-        if not all(value is None or value.isascii() or _is_unicode(value) for value in values):
+        if not all(value is None or value.isascii() or is_unicode(value) for value in values):
             rejected.setdefault(position, Rejection("bad row", "is not UTF-8"))
             values = tuple(value and value.encode(errors="replace").decode() for value in values)
         if any(len(value or "") > LONGEST for value in values):
@@ -135,15 +135,6 @@ def read_table(
             characters = 0
     store()
     return pa.Table.from_batches(batches), rejected
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be written: bytes that are not UTF-8 were read as lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def remaining(table: pa.Table, rejected: dict[int, Rejection]) -> np.ndarray:

@@ -12,12 +12,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def process_pool(processes: int | None = None) -> ProcessPoolExecutor:
-    """A pool of so many processes, or of one a core.
+def process_pool() -> ProcessPoolExecutor:
+    """A pool of one process a core.
 
     They are spawned: forking a process that has threads (Arrow's, tqdm's) can deadlock.
     """
-    return ProcessPoolExecutor(processes or cores(), mp_context=get_context("spawn"), initializer=serve)
+    return ProcessPoolExecutor(cores(), mp_context=get_context("spawn"), initializer=serve)
 
 
 def serve() -> None:

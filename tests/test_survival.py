@@ -110,7 +110,7 @@ def outputs(step: Step, work: Path) -> list[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
 def test_no_process_outlives_the_one_that_started_it(kill: signal.Signals) -> None:
-    pool = "import processes; p = processes.process_pool(2); "
+    pool = "import processes; p = processes.process_pool(); "
     pool += "print(*{p.submit(processes.os.getpid).result() for _ in range(9)}, flush=True); input()"
     parent = subprocess.Popen(
         [sys.executable, "-c", pool], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
