@@ -145,6 +145,15 @@ def embed_pairs(
     return x[torch.from_numpy(image_of_row).to(device)], embed_texts(model, data, rows, settings, device)
 
 
+def embed_split(model: TwoStream, data: Prepared, settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`embed_pairs` of the pairs of `evaluation.split`; raises UserError where an image of theirs cannot be read."""
+    rows, images = data.rows[settings.evaluation.split], image_source(settings, data, device)
+    x, y = embed_pairs(model, data, images, rows, settings, device)
+    needed = set(data.images.of_pair[rows].tolist())
+    demand_readable({number: why for number, why in images.unreadable.items() if number in needed}, len(needed))
+    return x, y
+
+
 @torch.no_grad()
 def embed_images(
     model: TwoStream, images: ImageSource, numbers: np.ndarray, settings: Settings, device: torch.device

@@ -24,8 +24,8 @@ import boards
 import metrics
 from artifacts import fingerprint, read_array, read_json, write_json, written_whole
 from config import Settings, UserError, flatten, make_parser, parse_settings, peek, run_script, say_next, select
-from datasets import Prepared, demand_readable, load_prepared
-from encoding import embed_pairs, image_source, made_from
+from datasets import Prepared, load_prepared
+from encoding import embed_split, made_from
 from pairs import load_images
 from runs import choose_device, finished_run, load_model
 
@@ -76,10 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     data = load_prepared(settings)
     model = load_model(run, settings, device)
     rows = data.rows[settings.evaluation.split]
-    images = image_source(settings, data, device)
-    x, y = embed_pairs(model, data, images, rows, settings, device)
-    needed = set(data.images.of_pair[rows].tolist())
-    demand_readable({number: why for number, why in images.unreadable.items() if number in needed}, len(needed))
+    x, y = embed_split(model, data, settings, device)
     reference = np.array(read_array(settings.work_folder / "doc2vec" / "vectors.npy")[rows])
     figures, queries = measure(x, y, reference, data, rows, settings)
     curves = precision_curves(x, y, data, rows)

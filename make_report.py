@@ -32,8 +32,8 @@ from artifacts import read_array, read_json, written_whole
 from boards import NEIGHBOR_SHARE
 from compare_runs import difference, read_figures, read_queries
 from config import UserError, flatten, load_settings, run_script
-from datasets import Prepared, demand_readable, load_prepared
-from encoding import embed_pairs, image_source
+from datasets import Prepared, load_prepared
+from encoding import embed_split
 from images import UnreadableImage, load_thumbnail
 from metrics import nearest, similarities
 from pairs import SPLITS, read_pairs
@@ -146,12 +146,7 @@ class Compared:
 
     @staticmethod
     def _embed(encoder: RunEncoder, data: Prepared) -> tuple[np.ndarray, np.ndarray]:
-        settings = encoder.settings
-        rows = data.rows[settings.evaluation.split]
-        source = image_source(settings, data, encoder.device)
-        x, y = embed_pairs(encoder.model, data, source, rows, settings, encoder.device)
-        needed = set(data.images.of_pair[rows].tolist())
-        demand_readable({number: why for number, why in source.unreadable.items() if number in needed}, len(needed))
+        x, y = embed_split(encoder.model, data, encoder.settings, encoder.device)
         return x.float().cpu().numpy(), y.float().cpu().numpy()
 
     def rng(self) -> np.random.Generator:
