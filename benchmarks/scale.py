@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="epochs of Doc2Vec, and of inference (paper: 20)")
     parser.add_argument("--query-sample", type=int, help="ask HNSW about so many rows only, and not about all")
     parser.add_argument("--folder", type=Path, help="folder for the dataset and what the steps write")
-    parser.add_argument("--keep", action="store_true", help="leave the folder as it is afterwards")
+    parser.add_argument("--keep", action="store_true", help="leave the folder as it is; a call with it goes on there")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file that the measurements are added to")
     parser.add_argument("--table", action="store_true", help="print what was measured")
     parser.add_argument("--ask", type=Path, help=argparse.SUPPRESS)  # step 3 on a sample, in a process of its own
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Make the dataset, run the steps, and return what was measured."""
+    """Make the dataset, run the steps, and return what was measured; what `folder` has of either is not made again."""
     root, work = folder / "data", folder / "work"
     if not root.is_dir():
         make_dataset(root.with_name("data.part"), arguments.pairs)
@@ -98,8 +98,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     words = ["--config", str(ROOT / "configs" / "conceptual_captions.yaml"), "--dataset.root", str(root)]
     words += ["--work", str(work), "--dataset.near_duplicates", "true", "--dataset.check_images", "header"]
     words += ["--doc2vec.epochs", str(arguments.epochs)]
-    steps = {}
+    so_far = folder / "steps.json"
+    steps = json.loads(so_far.read_text()) if so_far.is_file() else {}
     for script in SCRIPTS:
+        if script in steps:
+            continue
         command = [sys.executable, str(ROOT / script), *words]
         if script == SCRIPTS[3] and arguments.query_sample:
             command = [sys.executable, __file__, "--ask", str(work), "--query-sample", str(arguments.query_sample)]
@@ -112,6 +115,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             steps[script]["figures"] = json.loads(printed.splitlines()[-1])
         elif script in STAMPS:
             steps[script]["figures"] = json.loads((work / STAMPS[script]).read_text())["figures"]
+        so_far.write_text(json.dumps(steps))
     return {
         "pairs": arguments.pairs,
         "epochs": arguments.epochs,
