@@ -26,7 +26,7 @@ import numpy as np
 
 from config import Settings, UserError, flatten, select
 
-LIBRARIES = ("torch", "torchvision", "numpy", "gensim", "nmslib", "nltk", "pyarrow", "pillow", "datasketch")
+LIBRARIES = ("torch", "torchvision", "numpy", "gensim", "faiss-cpu", "nltk", "pyarrow", "pillow", "datasketch")
 
 
 LOCK = ".lock"

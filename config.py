@@ -154,7 +154,7 @@ class Neighbors:
     k: int = 200
     """Nearest neighbors kept for each pair."""
     method: Literal["auto", "exact", "hnsw"] = "auto"
-    """Exact search, HNSW through nmslib, or whichever is faster at this size."""
+    """Exact search, HNSW through Faiss, or whichever is faster at this size."""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """Distance in the space."""
     min_recall: float = 0.95
@@ -415,7 +415,7 @@ NEEDED_IN_ROOT = {
 
 
 LARGEST = 2**31 - 1
-"""Whole numbers go into the C code of gensim, nmslib and Pillow, which takes no larger ones."""
+"""Whole numbers go into the C code of gensim, Faiss and Pillow, which takes no larger ones."""
 
 
 def mistakes(settings: Settings) -> list[str]:
@@ -464,7 +464,6 @@ def mistakes(settings: Settings) -> list[str]:
         "doc2vec.inference_epochs",
         "neighbors.k",
         "neighbors.recall_sample",
-        "neighbors.hnsw_m",
         "neighbors.hnsw_ef_construction",
         "neighbors.draw_from",
         "model.dimensions",
@@ -486,6 +485,7 @@ def mistakes(settings: Settings) -> list[str]:
         "tuning.trials",
     ]:
         demand(name, lambda value: value >= 1, "at least 1")
+    demand("neighbors.hnsw_m", lambda value: value >= 2, "at least 2")
     for name in (
         "doc2vec.negative",
         "model.pvse.embeddings",

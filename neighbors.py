@@ -6,7 +6,7 @@ at the same distance the lower position first, positions -1 and distances inf wh
 """
 
 import contextlib
-import sys
+import functools
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-import hnsw
 from artifacts import open_array, read_json, write_json, written_whole
 from config import Neighbors, UserError
 
@@ -39,9 +37,12 @@ Measured on the same cores, 200 dimensions: HNSW among 886,903 rows takes one th
 17 ms at 3,248; exact search among 50,000 takes two 0.9 ms a row, which grows with the rows.
 """
 
-_BLOCK = 256  # rows that exact search compares with all others at a time
-_COLUMNS = 65_536  # points that exact search holds at a time
-_CHUNK = 10_000  # rows that HNSW is asked about at a time
+_SPARE = 16  # answers of exact search more than are needed, for the rounding of its matrix products
+_ANSWERS = 1_000_000  # answers that exact search holds at a time
+_COLUMNS = 65_536  # points that a row is compared with at a time
+_CHUNK = 10_000  # rows that HNSW is asked about, or that are added to it, at a time
+SAVE_EVERY = 600.0
+"""Seconds of building HNSW after which what is built is saved; at 3.3 million texts that writes 3 GB."""
 
 
 class Found(NamedTuple):
@@ -121,10 +122,26 @@ def on_sphere(vectors: np.ndarray) -> np.ndarray:
 
 def _nearest(points: np.ndarray, row: int, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest of `candidates` (ascending positions) and their distances, to float32's last digit."""
-    differences = (points[candidates] - points[row]).astype(np.float64)
-    distances = np.sqrt(np.einsum("ij,ij->i", differences, differences)).astype(np.float32)
+    distances = np.empty(len(candidates), dtype=np.float32)
+    for part in _parts(len(candidates), _COLUMNS):
+        differences = (points[candidates[part]] - points[row]).astype(np.float64)
+        distances[part] = np.sqrt(np.einsum("ij,ij->i", differences, differences))
     order = np.argsort(distances, kind="stable")[:k]
     return candidates[order], distances[order]
+
+
+def _allowed(answer: np.ndarray, row: int, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """Those of the positions `answer` that may be neighbors of `row`, ascending; -1 is none."""
+    allowed = np.sort(answer[(answer >= 0) & (answer != row)])
+    for group in groups:
+        allowed = allowed[group[allowed] != group[row]]
+    return allowed
+
+
+def _asked(rows: int, k: int, groups: Sequence[np.ndarray]) -> int:
+    """How many answers leave k neighbors to all but one in a hundred of `rows` rows: who is left out takes room."""
+    left_out = sum(np.bincount(group)[group] for group in groups) if groups else np.ones(rows)
+    return min(k + int(np.quantile(left_out, 0.99)) + 1, rows)
 
 
 def _nobody(rows: int, k: int) -> Found:
@@ -135,60 +152,67 @@ def exact_neighbors(points: np.ndarray, rows: np.ndarray, k: int, groups: Sequen
     """The k nearest neighbors of `rows` (q,) among `points` (n, d), by Euclidean distance, from all distances.
 
     ‖a‖² + ‖b‖² − 2ab, one matrix product, loses the distance of near points to rounding. So it only tells who may be
-    among the k nearest, with room for its error; the distances that decide are computed from differences.
-    `points` may be memory-mapped: more than _COLUMNS of them are compared part by part, twice.
+    among the k nearest; the distances that decide are computed from differences. A row is done when its k-th neighbor
+    is nearer than any point that was not looked at can be, the rounding counted in; until then more are looked at.
+    The matrix products are the GPU's where there is one. `points` may be memory-mapped.
     """
     found = _nobody(len(rows), k)
-    # The error grows with the norms: measured from the mean they are smallest.
-    parts = list(_parts(len(points), _COLUMNS))
-    mean = sum(points[part].sum(axis=0, dtype=np.float64) for part in parts) / max(len(points), 1)
-    mean = mean.astype(np.float32)
-    centred = [torch.from_numpy(points[part] - mean) for part in parts[:1]]
-    members = [torch.from_numpy(group) for group in groups]
-
-    def estimates(of: Tensor, block: Tensor, part: slice) -> Tensor:
-        """Squared distances (b, c), about, of the centred queries `of`, which are rows `block`, to a part of all."""
-        some = centred[0] if len(parts) == 1 else torch.from_numpy(points[part] - mean)
-        squares = torch.addmm(some.square().sum(dim=1), of, some.T, alpha=-2).add_(of.square().sum(dim=1)[:, None])
-        own = (block >= part.start) & (block < part.stop)
-        squares[own.nonzero()[:, 0], block[own] - part.start] = torch.inf
-        for group in members:
-            squares.masked_fill_(group[block, None] == group[part], torch.inf)
-        return squares
-
-    largest = max((float(np.square(points[part] - mean).sum(axis=1).max()) for part in parts), default=0.0)
-    error = 4 * points.shape[1] ** 0.5 * torch.finfo(torch.float32).eps * largest
+    if not len(rows):
+        return found
+    count = len(points)
+    largest = max(float(np.square(points[part], dtype=np.float64).sum(axis=1).max()) for part in _parts(count))
+    error = 4 * points.shape[1] ** 0.5 * float(np.finfo(np.float32).eps) * largest
+    nearest_by_product = _NearestByProduct(points, "cuda" if torch.cuda.is_available() else None)
     with tqdm(total=len(rows), desc="exact search", unit="row", disable=None) as progress:
-        for start in range(0, len(rows), _BLOCK):
-            block = torch.from_numpy(rows[start : start + _BLOCK])
-            of = torch.from_numpy(points[rows[start : start + _BLOCK]] - mean)
-            nearest, squares = torch.empty(len(block), 0), torch.empty(0)
-            for part in parts:
-                squares = estimates(of, block, part)
-                nearest = torch.cat([nearest, squares], dim=1)
-                nearest = nearest.topk(min(k, nearest.shape[1]), dim=1, largest=False, sorted=False).values
-            bounds = nearest.amax(dim=1) + 2 * error
-            bounds = bounds.clamp(max=torch.finfo(torch.float32).max)  # who is left out is at infinity
-            candidates: list[list[np.ndarray]] = [[] for _ in block]
-            for part in parts:
-                squares = squares if len(parts) == 1 else estimates(of, block, part)
-                for line, column in zip(*_grouped((squares <= bounds[:, None]).numpy()), strict=True):
-                    candidates[line].append(column + part.start)
-            for line, row in enumerate(block.tolist()):
-                among = np.concatenate(candidates[line]) if candidates[line] else np.empty(0, np.int64)
-                ordered = _nearest(points, row, among, k)
-                found.positions[start + line, : len(ordered[0])], found.distances[start + line, : len(ordered[1])] = (
-                    ordered
-                )
-            progress.update(len(block))
+        open_lines, asked = np.arange(len(rows)), min(_asked(count, k, groups) + _SPARE, count)
+        while len(open_lines):
+            unproven = []
+            for part in _parts(len(open_lines), max(_ANSWERS // asked, 1)):
+                lines = open_lines[part]
+                if asked < count:
+                    squares, answers = nearest_by_product(rows[lines], asked)
+                else:
+                    answers = [np.arange(count)] * len(lines)
+                for number, (line, row, answer) in enumerate(zip(lines, rows[lines], answers, strict=True)):
+                    positions, distances = _nearest(points, row, _allowed(answer, row, groups), k)
+                    proven = asked == count or (
+                        len(positions) == k and float(distances[-1]) ** 2 < float(squares[number, -1]) - error
+                    )
+                    if proven:
+                        found.positions[line, : len(positions)] = positions
+                        found.distances[line, : len(positions)] = distances
+                        progress.update()
+                    else:
+                        unproven.append(line)
+            open_lines, asked = np.array(unproven, dtype=np.int64), min(4 * asked, count)
     return found
 
 
-def _grouped(mask: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
-    """The lines of a mask that have a True, and where in each they are."""
-    found = [(line, np.flatnonzero(columns)) for line, columns in enumerate(mask)]
-    found = [each for each in found if len(each[1])]
-    return [line for line, _ in found], [columns for _, columns in found]
+class _NearestByProduct:
+    """Which points (n, d) are nearest to some of them by matrix products in float32, and their squared distances."""
+
+    def __init__(self, points: np.ndarray, device: str | None) -> None:
+        self.points = points
+        self.on_device = torch.from_numpy(np.array(points)).to(device) if device else None
+
+    def __call__(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Squared distances, ascending, and positions, (q, k) both, for `rows` (q,), which are among them."""
+        if self.on_device is None:
+            import faiss  # compiled, and not needed where a trained model is used
+
+            faiss.omp_set_num_threads(torch.get_num_threads())
+            return faiss.knn(np.ascontiguousarray(self.points[rows]), self.points, k)
+        points = self.on_device
+        of = points[torch.from_numpy(rows).to(points.device)]
+        best = of.new_empty(len(of), 0), torch.empty(len(of), 0, dtype=torch.int64, device=of.device)
+        for part in _parts(len(points), _COLUMNS):
+            squares = torch.addmm(points[part].square().sum(dim=1), of, points[part].T, alpha=-2)
+            squares += of.square().sum(dim=1)[:, None]
+            positions = torch.arange(part.start, part.stop, device=of.device).expand_as(squares)
+            squares, positions = torch.cat([best[0], squares], dim=1), torch.cat([best[1], positions], dim=1)
+            nearest = squares.topk(min(k, squares.shape[1]), dim=1, largest=False)
+            best = nearest.values, positions.gather(1, nearest.indices)
+        return best[0].cpu().numpy(), best[1].cpu().numpy()
 
 
 def recall(found: Found, truth: Found) -> float:
@@ -197,38 +221,76 @@ def recall(found: Found, truth: Found) -> float:
     return float(hits.sum() / max(np.isfinite(truth.distances).sum(), 1))
 
 
+def _reason(error: RuntimeError) -> str:
+    """What Faiss has to say, without where in its code."""
+    return " ".join(str(error).split()).rpartition("failed: ")[2]
+
+
 class HNSW:
-    """An index of nmslib's over `vectors` (n, d); built by one thread it is always the same.
+    """An index of Faiss's over `vectors` (n, d); built by one thread it is always the same.
 
     By Euclidean distance, for `neighbors.distance: cosine` of the vectors at unit length. The vectors (`points.npy`)
-    and the index (`hnsw.index`) are kept in `folder` and used where they lie there already.
+    and the index (`hnsw.index`) are kept in `folder`, memory-mapped. What lies there already is not made again, and a
+    part of an index is gone on with.
     """
 
     def __init__(
         self, vectors: np.ndarray, groups: Sequence[np.ndarray], settings: Neighbors, threads: int, folder: Path
     ) -> None:
-        import nmslib  # compiled, and needed by large datasets only
+        import faiss  # compiled, and not needed where a trained model is used
 
         self.groups, self.k = groups, settings.k
-        built = folder / "hnsw.index"
-        self.points = open_array(folder / "points.npy", vectors.shape, np.float32, keep=built.is_file())
-        if not built.is_file():
+        self._faiss, self._threads, self._path = faiss, threads, folder / "hnsw.index"
+        begun = self._path.is_file()
+        self.points = open_array(folder / "points.npy", vectors.shape, np.float32, keep=begun)
+        if not begun:
             for part in _parts(len(vectors)):
                 self.points[part] = on_sphere(vectors[part]) if settings.distance == "cosine" else vectors[part]
             self.points.flush()
-            print(f"building HNSW among {len(vectors):,} vectors", flush=True)
-            with written_whole(built) as beside:
-                m, breadth, shown = settings.hnsw_m, settings.hnsw_ef_construction, sys.stderr.isatty()
-                hnsw.build(folder / "points.npy", beside, m, breadth, threads, shown)
-        # Who is left out takes room among the answers. Rows of large groups are completed by exact search.
-        left_out = sum(np.bincount(group)[group] for group in groups) if groups else np.ones(len(vectors))
-        self.asked = min(settings.k + int(np.quantile(left_out, 0.99)) + 1, len(vectors))
-        self.effort = self.asked
-        self._index = nmslib.init(method="hnsw", space="l2")
-        self._index.loadIndex(str(built), load_data=False)
-        self._threads = threads
+        self._build(settings)
+        self._index = self._read(faiss.IO_FLAG_MMAP_IFC)
+        self.asked = self.effort = _asked(len(vectors), settings.k, groups)
         self.exact = False
         """Whether `neighbors` compares with all points after all."""
+
+    def _read(self, flags: int) -> Any:
+        try:
+            return self._faiss.read_index(str(self._path), flags)
+        except RuntimeError as error:
+            raise UserError(f"cannot read {self._path}: {_reason(error)}; remove it") from None
+
+    def _save(self, index: Any) -> None:
+        with written_whole(self._path) as beside:
+            try:
+                self._faiss.write_index(index, str(beside))
+            except RuntimeError as error:
+                raise UserError(f"cannot write {self._path}: {_reason(error)}") from None
+
+    def _build(self, settings: Neighbors) -> None:
+        """Build what is not built yet of the index, and save it every SAVE_EVERY seconds."""
+        index = (
+            self._read(0) if self._path.is_file() else self._faiss.IndexHNSWFlat(self.points.shape[1], settings.hnsw_m)
+        )
+        if index.ntotal == len(self.points):
+            return
+        index.hnsw.efConstruction = settings.hnsw_ef_construction
+        self._faiss.omp_set_num_threads(self._threads)
+        # The levels of Malkov and Yashunin's Algorithm 1, line 4, drawn here: Faiss would draw those of an index that
+        # is gone on with anew.
+        draws = 1 - np.random.default_rng(0).random(len(self.points))
+        highest = index.hnsw.assign_probas.size() - 1
+        levels = 1 + np.minimum(-np.log(draws) / np.log(settings.hnsw_m), highest).astype(np.int32)
+        saved, progress = time.monotonic(), functools.partial(tqdm, desc="building HNSW", unit="vector", disable=None)
+        with progress(total=len(self.points), initial=index.ntotal) as bar:
+            for start in range(index.ntotal, len(self.points), _CHUNK):
+                some = np.ascontiguousarray(self.points[start : start + _CHUNK])
+                self._faiss.copy_array_to_vector(levels[: start + len(some)], index.hnsw.levels)
+                index.add(some)
+                bar.update(len(some))
+                if time.monotonic() - saved >= SAVE_EVERY:
+                    self._save(index)
+                    saved = time.monotonic()
+        self._save(index)
 
     def neighbors(self, rows: np.ndarray, unfinished: Path | None = None) -> Found:
         """Neighbors of `rows` (q,) at the present effort.
@@ -236,7 +298,6 @@ class HNSW:
         With the folder `unfinished` they are written into it as they are found, `done.json` says how many rows are, and
         the rest is found by another call with the same rows.
         """
-        self._index.setQueryTimeParams({"efSearch": self.effort})
         first = self.done(unfinished)
         if unfinished:
             found = Found(
@@ -266,11 +327,11 @@ class HNSW:
         found = _nobody(len(rows), self.k)
         available = min(self.k, len(self.points) - 1)
         short = []
-        answers = self._index.knnQueryBatch(self.points[rows], k=self.asked, num_threads=self._threads)
-        for line, (row, (answer, _)) in enumerate(zip(rows, answers, strict=True)):
-            allowed = np.sort(answer[answer != row])
-            for group in self.groups:
-                allowed = allowed[group[allowed] != group[row]]
+        self._faiss.omp_set_num_threads(self._threads)
+        parameters = self._faiss.SearchParametersHNSW(efSearch=self.effort)
+        _, answers = self._index.search(np.ascontiguousarray(self.points[rows]), self.asked, params=parameters)
+        for line, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+            allowed = _allowed(answer, row, self.groups)
             nearest = _nearest(self.points, row, allowed, self.k)
             found.positions[line, : len(nearest[0])], found.distances[line, : len(nearest[1])] = nearest
             if len(allowed) < available:

@@ -61,15 +61,52 @@ def test_exact_search_is_the_plain_loop(grid: np.ndarray, k: int, images: int, t
     same(exact(points, k), by_loop(points, k))
 
 
-def test_more_rows_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "_BLOCK", 7)
-    points, group = cloud(100), np.arange(100) // 3
+@pytest.fixture(params=[None, "cpu"], ids=["faiss", "torch"])
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Both ways to multiply matrices, with no answer to spare; the list fills with how many answers are asked for."""
+    asked: list[int] = []
+
+    class Watched(neighbors._NearestByProduct):
+        def __init__(self, points: np.ndarray, _: str | None) -> None:
+            super().__init__(points, request.param)
+
+        def __call__(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            asked.extend([k] * len(rows))
+            squares, answers = super().__call__(rows, k)
+            assert squares.shape == answers.shape == (len(rows), k) and (np.diff(squares) >= 0).all()
+            return squares, answers
+
+    monkeypatch.setattr(neighbors, "_NearestByProduct", Watched)
+    monkeypatch.setattr(neighbors, "_SPARE", 0)
+    monkeypatch.setattr(neighbors, "_COLUMNS", 70)
+    monkeypatch.setattr(neighbors, "_ANSWERS", 90)
+    return asked
+
+
+def test_most_rows_are_proven_by_a_few_answers(product: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    points, group = cloud(400), np.arange(400) // 3
+    points[:4], group[:4] = points[0], 0
     same(exact(points, 5, (group,)), by_loop(points, 5, (group,)))
-    some = np.array([90, 3, 41])
+    # k, three left out and one more: too few for the first four, which leave out four, and where these are the last.
+    assert product[:400] == [9] * 400 and set(product[400:]) == {36} and 4 <= len(product[400:]) < 20
+    some = np.array([390, 3, 41])
     same(exact_neighbors(points, some, 5, (group,)), Found(*(part[some] for part in by_loop(points, 5, (group,)))))
+    monkeypatch.setattr(neighbors, "_SPARE", 3)
+    product.clear()
+    same(exact(points, 5, (group,)), by_loop(points, 5, (group,)))
+    assert set(product) == {12}
 
 
-def test_near_points_far_from_the_origin() -> None:
+def test_many_at_one_distance_and_large_groups(product: list[int]) -> None:
+    """Answers that leave out a lower position at the same distance, or that are all left out, prove nothing."""
+    points = np.random.default_rng(0).integers(-2, 3, (250, 2)).astype(np.float32)
+    groups = (np.minimum(np.arange(250), 3), np.arange(250) % 120)
+    same(exact(points, 6, groups), by_loop(points, 6, groups))
+    same(exact(points, 6), by_loop(points, 6))
+    assert {8, 32, 128} <= set(product)
+
+
+def test_near_points_far_from_the_origin(product: list[int]) -> None:
     """‖a‖² + ‖b‖² − 2ab in float32 cannot tell these points apart."""
     points = (1000 + cloud(200) / 100).astype(np.float32)
     points[0] = -1000
@@ -115,7 +152,7 @@ def test_recall_counts_ties_and_missing_neighbors() -> None:
 def test_hnsw_raises_its_effort_until_its_recall_suffices(tmp_path: Path) -> None:
     # Hardly any links over points without structure: a graph that is hard to search.
     points, groups = cloud(2000, 30), (np.arange(2000) // 2,)
-    poor = {"k": 10, "method": "hnsw", "hnsw_m": 3, "hnsw_ef_construction": 10, "recall_sample": 300}
+    poor = {"k": 10, "method": "hnsw", "hnsw_m": 4, "hnsw_ef_construction": 10, "recall_sample": 300}
     truth = exact(points, 10, groups)
 
     def counted_by_hand(found: Found, seed: int) -> float:

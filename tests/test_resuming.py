@@ -19,7 +19,8 @@ import neighbors
 import prepare_dataset
 import train_doc2vec
 from artifacts import output_paths
-from config import Settings
+from config import Neighbors as NeighborSettings
+from config import Settings, UserError
 from text import Tokenizer
 
 
@@ -168,11 +169,39 @@ def test_neighbors_go_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert 0 < done < 300 and done % 20 == 0
     asked.clear()
     stop = -1
-    monkeypatch.setattr(neighbors.hnsw, "build", None)  # not a second time
+    monkeypatch.setattr(neighbors.HNSW, "_save", None)  # nothing is built a second time
     found, again = neighbors.find_neighbors(points, groups, chosen, 0, True, folder)
     assert again["searched_rows"] == 300 - done and asked[0][0] == done
     assert again["ef_search"] == figures["ef_search"] and again["recall"] == figures["recall"]
     assert np.array_equal(found.positions, wanted.positions) and np.array_equal(found.distances, wanted.distances)
+
+
+def test_an_index_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was killed while it was built ends as the same file as one that was not."""
+    monkeypatch.setattr(neighbors, "_CHUNK", 20)
+    monkeypatch.setattr(neighbors, "SAVE_EVERY", 0)
+    points, chosen = np.random.default_rng(0).random((300, 8), dtype=np.float32), NeighborSettings(k=5)
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    neighbors.HNSW(points, (), chosen, 1, tmp_path / "whole")
+    save, saved = neighbors.HNSW._save, []
+
+    def counted(self: neighbors.HNSW, index: Any) -> None:
+        saved.append(index.ntotal)
+        if len(saved) == 8:
+            raise Stopped
+        save(self, index)
+
+    monkeypatch.setattr(neighbors.HNSW, "_save", counted)
+    with pytest.raises(Stopped):
+        neighbors.HNSW(points, (), chosen, 1, tmp_path / "stopped")
+    neighbors.HNSW(points, (), chosen, 1, tmp_path / "stopped")
+    assert saved == [*range(20, 161, 20), *range(160, 301, 20), 300]
+    for name in ("hnsw.index", "points.npy"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+    (tmp_path / "stopped" / "hnsw.index").write_bytes(b"no index")
+    with pytest.raises(UserError, match=r"cannot read .*hnsw.index: .*; remove it"):
+        neighbors.HNSW(points, (), chosen, 1, tmp_path / "stopped")
 
 
 def test_signatures_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
