@@ -313,8 +313,13 @@ class Training:
     """bf16 runs the model under autocast; the losses stay in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU where there is one."""
-    workers: int = 2
-    """Processes that decode images."""
+    workers: int | None = None
+    """Processes that read images; null takes one a core."""
+    pixel_cache: Literal["auto", "raw", "jpeg", "none"] = "auto"
+    """Decode images once: into an array of pixels, the same to the last bit, into JPEG shards, which take a fifth to a
+    tenth of the room, or never; auto takes the first of these that training.pixel_cache_gb has room for."""
+    pixel_cache_gb: float = 20.0
+    """Gigabytes that a cache may take (auto)."""
     log_every: int = 10
     """Steps between two points of the training curves."""
     show_results_every: int = 5
@@ -508,6 +513,7 @@ def mistakes(settings: Settings) -> list[str]:
         demand(name, lambda value: value > 0, "above 0")
     for name in ("dataset.near_duplicate_threshold", "neighbors.min_recall"):
         demand(name, lambda value: 0 < value <= 1, "above 0 and at most 1")
+    demand("training.pixel_cache_gb", lambda value: value > 0, "above 0")
     demand("training.checkpoint_minutes", lambda value: value > 0, "above 0")
     demand("training.max_unreadable_share", lambda value: 0 <= value < 1, "at least 0 and below 1")
     for name in ("dataset.val_share", "dataset.test_share", "training.decay_factor"):
@@ -576,6 +582,12 @@ READ_WITH: list[tuple[tuple[str, ...], Callable[[Settings], bool], str]] = [
     ),
     (("neighbors.draw_from",), lambda s: s.neighbors.draw == "neighbors", "neighbors.draw neighbors"),
     (("model.image.cache_features",), lambda s: not s.model.image.trainable, "model.image.trainable: false"),
+    (
+        ("training.pixel_cache",),
+        lambda s: s.model.image.trainable or not s.model.image.cache_features,
+        "model.image.trainable: true or model.image.cache_features: false",
+    ),
+    (("training.pixel_cache_gb",), lambda s: s.training.pixel_cache == "auto", "training.pixel_cache auto"),
     (
         ("model.text.hidden_size",),
         lambda s: "gru" in (s.model.text.encoder, s.siamese.encoder),

@@ -14,6 +14,7 @@ from artifacts import FIND_NEIGHBORS, output_paths, read_array
 from config import Settings, UserError
 from images import UnreadableImage, load_image
 from pairs import SPLITS, Images, distinct, load_images, read_pairs, rows_of_split
+from pixel_cache import PixelCache, no_longer_readable
 
 
 @dataclass(kw_only=True)
@@ -196,36 +197,49 @@ def plan_epoch(
 # Images
 
 
-class ImageFiles(Dataset[Tensor]):
-    """Image files as (3, S, S) uint8 pixels; raises UnreadableImage, naming the file, where one cannot be read."""
+class ImageFiles(Dataset[tuple[Tensor, dict[int, str]]]):
+    """Image files, decoded as they are asked for, S x S pixels."""
 
     def __init__(self, images: Images, size: int, max_pixels: int) -> None:
         self.images, self.size, self.max_pixels = images, size, max_pixels
+        self.unreadable: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.images.paths)
-
-    def __getitem__(self, number: int) -> Tensor:
-        path = self.images.root / self.images.paths[number]
-        try:
-            image = load_image(path, size=self.size, max_pixels=self.max_pixels)
-        except UnreadableImage as error:
-            raise UnreadableImage(f"{path} was readable when it was prepared and now is not: {error}") from None
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def __getitems__(self, numbers: list[int]) -> tuple[Tensor, dict[int, str]]:
         """A batch (B, 3, S, S), and by number what is wrong with the files that cannot be read: black in the batch.
 
         It is returned because an exception that a worker raises comes with the worker's traceback in its message.
         """
-        pixels, unreadable = [], {}
-        for number in numbers:
+        pixels, unreadable = np.zeros((len(numbers), self.size, self.size, 3), dtype=np.uint8), {}
+        for line, number in enumerate(numbers):
+            path = self.images.root / self.images.paths[number]
             try:
-                pixels.append(self[number])
+                pixels[line] = load_image(path, size=self.size, max_pixels=self.max_pixels)
             except UnreadableImage as error:
-                pixels.append(torch.zeros(3, self.size, self.size, dtype=torch.uint8))
-                unreadable[number] = str(error)
-        return torch.stack(pixels), unreadable
+                unreadable[number] = no_longer_readable(path, error)
+        return _channels_first(pixels), unreadable
+
+
+class CachedImages(Dataset[tuple[Tensor, dict[int, str]]]):
+    """Images from a pixel cache."""
+
+    def __init__(self, cache: PixelCache) -> None:
+        self.cache = cache
+        self.unreadable = cache.unreadable
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitems__(self, numbers: list[int]) -> tuple[Tensor, dict[int, str]]:
+        """As `ImageFiles`; what cannot be read is known beforehand."""
+        return _channels_first(self.cache.batch(numbers)), {}
+
+
+def _channels_first(pixels: np.ndarray) -> Tensor:
+    """(B, S, S, 3) as (B, 3, S, S), in PyTorch's memory format channels_last: nothing is moved."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _as_it_comes(batch: tuple[Tensor, dict[int, str]]) -> tuple[Tensor, dict[int, str]]:
@@ -239,12 +253,12 @@ def _leave_signals_to_the_trainer(_: int) -> None:
 
 
 class PixelSource:
-    """Batches of pixels from image files, decoded in `workers` processes and mirrored on `device`."""
+    """Batches of pixels from image files or their cache, read in `workers` processes and mirrored on `device`."""
 
-    def __init__(self, files: ImageFiles, workers: int, device: torch.device) -> None:
+    def __init__(self, files: ImageFiles | CachedImages, workers: int, device: torch.device) -> None:
         self.files, self.workers, self.device = files, workers, device
-        self.unreadable: dict[int, str] = {}
-        """What is wrong with each image, by number, that was asked for and could not be read; black in its batch."""
+        self.unreadable = dict(files.unreadable)
+        """What is wrong with each image, by number, that is known not to be readable; black in its batch."""
 
     def batches(self, requests: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
         """For each request (image numbers, flips), both (B,): uint8 pixels (B, 3, S, S) on the device."""

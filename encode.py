@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from artifacts import written_whole
 from config import UserError, run_script
+from encoding import worker_count
 from images import FORMATS
 from run_encoder import RunEncoder
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
                 if arguments.texts:
                     vectors[start : start + len(part)], found = encoder.texts(part)
                 else:
-                    workers = encoder.settings.training.workers if len(part) > WORTH_PROCESSES else 0
+                    workers = worker_count(encoder.settings) if len(part) > WORTH_PROCESSES else 0
                     vectors[start : start + len(part)], found = encoder.images(part, workers=workers)
                 problems |= {start + row: why for row, why in found.items()}
                 progress.update(len(part))

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import __version__ as pillow_version
 from torch import Tensor
 from tqdm import tqdm
 
 from artifacts import fingerprint, read_array, read_json, versions, write_json, written_whole
 from config import Settings, UserError
 from datasets import (
+    CachedImages,
     FeatureSource,
     ImageFiles,
     ImageSource,
@@ -21,6 +23,8 @@ from datasets import (
 )
 from models import Backbone, TwoStream, seeded
 from pairs import Images
+from pixel_cache import PixelCache, kind_of_cache, open_pixel_cache
+from processes import cores
 from shards import file_of
 
 
@@ -32,6 +36,11 @@ def autocast(settings: Settings, device: torch.device) -> torch.autocast:
 def image_files(settings: Settings, images: Images) -> ImageFiles:
     """The dataset's images at the model's size."""
     return ImageFiles(images, settings.model.image.size, settings.dataset.max_pixels)
+
+
+def worker_count(settings: Settings) -> int:
+    """Processes that read images: `training.workers`, or one a core."""
+    return cores() if settings.training.workers is None else settings.training.workers
 
 
 def features_path(settings: Settings, *, local: bool = False) -> Path:
@@ -96,7 +105,7 @@ def cached_features(
         backbone = Backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
     backbone.demand_size(settings.model.image.size)
     count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
-    source = PixelSource(image_files(settings, images), settings.training.workers, device)
+    source = PixelSource(image_files(settings, images), worker_count(settings), device)
     parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
     compute = backbone.local_features if local else backbone
     with autocast(settings, device):
@@ -123,10 +132,29 @@ def cached_features(
     return read_array(path), source.unreadable
 
 
+def pixel_cache(settings: Settings, images: Images) -> PixelCache | None:
+    """The cache that `training.pixel_cache` asks for, made where it is not there; None where the files are read."""
+    size, max_pixels, training = settings.model.image.size, settings.dataset.max_pixels, settings.training
+    kind, gigabytes = kind_of_cache(training.pixel_cache, images, size, max_pixels, training.pixel_cache_gb)
+    if kind == "none":
+        if training.pixel_cache == "auto":
+            print(
+                f"{len(images.paths):,} images are decoded in each epoch: a pixel cache takes more than "
+                f"training.pixel_cache_gb {training.pixel_cache_gb:g}"
+            )
+        return None
+    inputs = {"images": images_digest(images), "max_pixels": max_pixels, "pillow": pillow_version}
+    return open_pixel_cache(
+        settings.features_folder / f"pixels-{size}-{kind}", kind, gigabytes, images, size, max_pixels, inputs
+    )
+
+
 def image_source(settings: Settings, data: Prepared, device: torch.device) -> ImageSource:
-    """Where batches of images come from: cached features for a frozen backbone, otherwise the image files."""
+    """Where batches of images come from: a frozen backbone's cached features, a pixel cache, or the image files."""
     if settings.model.image.trainable or not settings.model.image.cache_features:
-        return PixelSource(image_files(settings, data.images), settings.training.workers, device)
+        cache = pixel_cache(settings, data.images)
+        files = CachedImages(cache) if cache else image_files(settings, data.images)
+        return PixelSource(files, worker_count(settings), device)
     local = settings.model.pvse.embeddings > 0
     features, unreadable = cached_features(settings, data.images, device, local=local)
     return FeatureSource(features, device, unreadable)

@@ -1,0 +1,204 @@
+"""Images at the model's size, decoded once: an array of pixels, or JPEG shards where that would take too much room.
+
+The paper resizes every image without cropping, so what the array holds is what the files would give, to the last bit. A
+JPEG of quality 95 takes a fifth to a tenth of the room and moves a pixel by a few of 255 levels. This module imports no
+torch, so that the processes that decode start fast.
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from artifacts import LOCK, lock, open_array, read_array, read_json, write_array, write_json, written_whole
+from config import UserError
+from images import UnreadableImage, load_image
+from pairs import Images
+from processes import cores, process_pool
+
+Kind = Literal["raw", "jpeg", "none"]
+
+IMAGES_A_PART = 1000
+"""Images that are decoded before they are counted as done, and that lie in one shard."""
+SAMPLE = 64
+"""Images that are encoded to estimate the size of all."""
+JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+
+
+@dataclass
+class PixelCache:
+    """The images of a dataset at S x S pixels, by number."""
+
+    pixels: np.ndarray | None
+    """(I, S, S, 3) uint8, memory-mapped; None where they are in shards."""
+    folder: Path
+    offsets: list[np.ndarray]
+    """Of each shard where its images begin in it, (n + 1,) int64."""
+    unreadable: dict[int, str]
+    """What is wrong with each image, by number, that could not be read: black."""
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.pixels) if self.pixels is not None else sum(len(each) - 1 for each in self.offsets)
+
+    def batch(self, numbers: list[int]) -> np.ndarray:
+        """(B, S, S, 3) uint8; black where one cannot be read."""
+        if self.pixels is not None:
+            return self.pixels[numbers]
+        batch = np.zeros((len(numbers), self.size, self.size, 3), dtype=np.uint8)
+        for line, number in enumerate(numbers):
+            if number not in self.unreadable:
+                shard, place = divmod(number, IMAGES_A_PART)
+                first, end = self.offsets[shard][place : place + 2].tolist()
+                with _shard(self.folder, shard).open("rb") as file:
+                    file.seek(first)
+                    batch[line] = Image.open(io.BytesIO(file.read(end - first)), formats=("JPEG",))
+        return batch
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"{number:05}.jpegs"
+
+
+def kind_of_cache(wanted: str, images: Images, size: int, max_pixels: int, limit_gb: float) -> tuple[Kind, float]:
+    """What `training.pixel_cache` comes to, and the gigabytes it takes: `auto` is the best that keeps to the limit.
+
+    An array's size is known; that of JPEGs is estimated from SAMPLE images.
+    """
+    raw = len(images.paths) * size * size * 3 / 1e9
+    if wanted == "none" or (wanted in ("raw", "auto") and (wanted == "raw" or raw <= limit_gb)):
+        return ("none", 0.0) if wanted == "none" else ("raw", raw)
+    sample = np.random.default_rng(0).permutation(len(images.paths))[:SAMPLE]
+    sizes = [len(_encoded(images.root / images.paths[number], size, max_pixels)[0]) for number in sample]
+    jpeg = len(images.paths) * float(np.mean(sizes)) / 1e9
+    return ("jpeg", jpeg) if wanted == "jpeg" or jpeg <= limit_gb else ("none", 0.0)
+
+
+def open_pixel_cache(
+    folder: Path, kind: Kind, gigabytes: float, images: Images, size: int, max_pixels: int, made_from: dict[str, Any]
+) -> PixelCache:
+    """The cache in `folder`, made where it is not there or was made from other files; one that was stopped goes on.
+
+    Raises UserError where it cannot be written or the disk has too little room, and MemoryError where a process that
+    decodes was killed.
+    """
+    stamp, count = folder / "pixels.json", len(images.paths)
+    if not (stamp.is_file() and read_json(stamp)["made_from"] == made_from):
+        with lock(folder):
+            _make(folder, kind, gigabytes, images, size, max_pixels, made_from)
+    unreadable = {int(number): why for number, why in read_json(stamp)["unreadable"].items()}
+    if kind == "raw":
+        return PixelCache(read_array(folder / "pixels.npy"), folder, [], unreadable, size)
+    shards = range(-(-count // IMAGES_A_PART))
+    offsets = [read_array(_shard(folder, shard).with_suffix(".npy")) for shard in shards]
+    return PixelCache(None, folder, offsets, unreadable, size)
+
+
+def _make(
+    folder: Path, kind: Kind, gigabytes: float, images: Images, size: int, max_pixels: int, made_from: dict[str, Any]
+) -> None:
+    stamp, begun, done = folder / "pixels.json", folder / "begun.json", folder / "done.jsonl"
+    if not (begun.is_file() and read_json(begun) == made_from):
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                path.unlink()
+        free = shutil.disk_usage(folder).free / 1e9
+        if gigabytes > 0.95 * free:
+            raise UserError(
+                f"the pixel cache takes {gigabytes:.1f} GB and {folder} has {free:.1f} GB of room; make room, or set "
+                "training.pixel_cache to jpeg or none"
+            )
+        write_json(begun, made_from)
+    print(f"writing {'about ' * (kind == 'jpeg')}{gigabytes:.2f} GB of pixels to {folder}")
+    count, unreadable, parts = len(images.paths), {}, []
+    if done.is_file():  # what was being written when it was stopped has no end
+        lines = [line for line in done.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        done.write_text("".join(lines), encoding="utf-8")
+        parts = [json.loads(line) for line in lines]
+    if kind == "raw":
+        open_array(folder / "pixels.npy", (count, size, size, 3), np.uint8, keep=bool(parts))
+    todo = list(range(len(parts), -(-count // IMAGES_A_PART)))
+    make = partial(_make_shard if kind == "jpeg" else _make_array, folder, size, max_pixels)
+    bar = tqdm(total=count, desc="pixels", unit="image", disable=None)
+    bar.update(min(len(parts) * IMAGES_A_PART, count))
+    with bar, closing(_mapped(make, todo, images)) as results, done.open("a", encoding="utf-8") as file:
+        for found in results:
+            parts.append(found)
+            file.write(json.dumps(found) + "\n")
+            file.flush()
+            bar.update(min(IMAGES_A_PART, count - bar.n))
+    for number, found in enumerate(parts):
+        unreadable |= {number * IMAGES_A_PART + place: why for place, why in found}
+    write_json(stamp, {"made_from": made_from, "unreadable": unreadable})
+    begun.unlink()
+    done.unlink()
+    print(f"wrote {folder}")
+
+
+def _mapped(make: Any, parts: list[int], images: Images) -> Iterator[list[tuple[int, str]]]:
+    """`make` of each part, in order, in as many processes as there are cores."""
+
+    def paths(part: int) -> list[Path]:
+        return [images.root / path for path in images.paths[part * IMAGES_A_PART : (part + 1) * IMAGES_A_PART]]
+
+    if len(parts) <= 1:  # starting processes would take longer than it saves
+        yield from (make(part, paths(part)) for part in parts)
+        return
+    try:
+        with process_pool() as pool:
+            for start in range(0, len(parts), 4 * cores()):  # a pool takes in all it is given to map at once
+                some = parts[start : start + 4 * cores()]
+                yield from pool.map(make, some, map(paths, some))
+    except BrokenProcessPool:
+        raise MemoryError("a process that decodes images was killed") from None
+
+
+def _make_array(folder: Path, size: int, max_pixels: int, part: int, paths: list[Path]) -> list[tuple[int, str]]:
+    """Decode a part into the array; returns places in it of images that cannot be read, and what is wrong."""
+    pixels, unreadable = open_array(folder / "pixels.npy", (), np.uint8, keep=True), []
+    for place, path in enumerate(paths):
+        try:
+            pixels[part * IMAGES_A_PART + place] = np.asarray(load_image(path, size, max_pixels))
+        except UnreadableImage as error:
+            unreadable.append((place, no_longer_readable(path, error)))
+    pixels.flush()
+    return unreadable
+
+
+def _make_shard(folder: Path, size: int, max_pixels: int, part: int, paths: list[Path]) -> list[tuple[int, str]]:
+    """Decode a part into a shard of JPEGs, and where they begin; returns as `_make_array`."""
+    offsets, unreadable = [0], []
+    with written_whole(_shard(folder, part)) as beside, beside.open("wb") as shard:
+        for place, path in enumerate(paths):
+            content, why = _encoded(path, size, max_pixels)
+            if why:
+                unreadable.append((place, why))
+            shard.write(content)
+            offsets.append(offsets[-1] + len(content))
+    write_array(_shard(folder, part).with_suffix(".npy"), np.array(offsets, dtype=np.int64))
+    return unreadable
+
+
+def _encoded(path: Path, size: int, max_pixels: int) -> tuple[bytes, str]:
+    """A JPEG of the image at the model's size; nothing, and what is wrong, where it cannot be read."""
+    try:
+        content = io.BytesIO()
+        load_image(path, size, max_pixels).save(content, **JPEG)
+        return content.getvalue(), ""
+    except UnreadableImage as error:
+        return b"", no_longer_readable(path, error)
+
+
+def no_longer_readable(path: Path, error: UnreadableImage) -> str:
+    """What is said of an image that step 0 could read."""
+    return f"{path} was readable when it was prepared and now is not: {error}"

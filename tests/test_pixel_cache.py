@@ -1,0 +1,164 @@
+"""The pixel cache against the image files that it stands for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, one_line_error, run_script
+from PIL import Image
+
+import pixel_cache
+from config import Settings, UserError, make_parser, parse_settings
+from datasets import CachedImages, ImageFiles, PixelSource
+from encoding import pixel_cache as cache_of
+from pairs import Images
+from pixel_cache import PixelCache, kind_of_cache, open_pixel_cache
+
+SIZE = 16
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    """Seven pictures of any size, in which neighboring pixels are alike, the last but one no picture."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    paths = [f"{number}.{'png' if number % 2 else 'jpg'}" for number in range(7)]
+    for path in paths:
+        small = Image.fromarray(rng.integers(0, 255, (3, 4, 3), dtype=np.uint8))
+        small.resize(tuple(rng.integers(10, 60, 2).tolist())).save(tmp_path / "images" / path)
+    (tmp_path / "images" / paths[5]).write_bytes(b"no picture")
+    return Images(paths, np.arange(7), tmp_path / "images")
+
+
+def opened(folder: Path, kind: str, images: Images, made_from: str = "these") -> PixelCache:
+    return open_pixel_cache(folder, kind, 1e-6, images, SIZE, 10**6, {"images": made_from})
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+@pytest.mark.parametrize("part", [1000, 3])  # one part, made here; three, made by processes
+def test_cached_pixels_are_those_of_the_files(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, part: int
+) -> None:
+    monkeypatch.setattr(pixel_cache, "IMAGES_A_PART", part)
+    monkeypatch.setattr(pixel_cache, "process_pool", lambda: InThisProcess())
+    cached = CachedImages(opened(tmp_path / "cache", kind, images))
+    files = ImageFiles(images, SIZE, 10**6)
+    assert len(cached) == 7 and cached.unreadable == files.__getitems__([5])[1]
+    numbers = np.array([6, 0, 5, 3, 0]), np.array([True, False, True, False, True])
+    sources = [PixelSource(each, 0, torch.device("cpu")) for each in (cached, files)]
+    assert 5 in sources[0].unreadable  # known before it is asked for
+    (here,), (there,) = (list(source.batches([numbers])) for source in sources)
+    assert here.dtype == torch.uint8 and here.is_contiguous(memory_format=torch.channels_last)
+    assert not here[2].any()
+    if kind == "raw":
+        assert torch.equal(here, there)
+    else:
+        assert not torch.equal(here, there)
+        assert (here.float() - there.float()).abs().mean() < 3
+    assert torch.equal(sources[0].load(*numbers), here)
+
+
+class InThisProcess:
+    """A pool of processes that is none."""
+
+    def __enter__(self) -> "InThisProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, function: Any, *arguments: Any) -> Any:
+        return map(function, *arguments)
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+def test_a_cache_that_was_stopped_goes_on(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(pixel_cache, "IMAGES_A_PART", 2)
+    monkeypatch.setattr(pixel_cache, "process_pool", lambda: InThisProcess())
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    opened(whole, kind, images)
+    name = "_make_array" if kind == "raw" else "_make_shard"
+    make, made = getattr(pixel_cache, name), []
+
+    def until_the_third(*arguments: Any) -> Any:
+        made.append(arguments[3])
+        if made == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return make(*arguments)
+
+    monkeypatch.setattr(pixel_cache, name, until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        opened(stopped, kind, images)
+    (stopped / "done.jsonl").open("a").write("[[0, ")  # the line that was being written
+    cache = opened(stopped, kind, images)
+    assert made == [0, 1, 2, 2, 3] and list(cache.unreadable) == [5]
+    for path in whole.iterdir():
+        assert path.name == ".lock" or path.read_bytes() == (stopped / path.name).read_bytes()
+    opened(stopped, kind, images)
+    assert len(made) == 5
+    opened(stopped, kind, images, made_from="others")  # other files: all is made anew
+    assert len(made) == 9
+
+
+def test_auto_takes_what_there_is_room_for(images: Images) -> None:
+    raw = 7 * SIZE * SIZE * 3 / 1e9
+    assert kind_of_cache("auto", images, SIZE, 10**6, raw) == ("raw", raw)
+    kind, jpeg = kind_of_cache("jpeg", images, SIZE, 10**6, 1e-12)
+    assert kind == "jpeg" and 0 < jpeg < raw
+    assert kind_of_cache("auto", images, SIZE, 10**6, jpeg) == ("jpeg", jpeg)
+    assert kind_of_cache("auto", images, SIZE, 10**6, jpeg * 0.99) == ("none", 0)
+    assert kind_of_cache("raw", images, SIZE, 10**6, 1e-12) == ("raw", raw)
+    assert kind_of_cache("none", images, SIZE, 10**6, 1.0) == ("none", 0)
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(images: Images, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"takes 1000000.0 GB and .* training.pixel_cache to jpeg or none"):
+        open_pixel_cache(tmp_path / "cache", "raw", 1e6, images, SIZE, 10**6, {})
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_size_of_its_own_for_each_cache(images: Images, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(features=str(tmp_path / "features"))
+    settings.model.image.size, settings.dataset.max_pixels = SIZE, 10**6
+    assert cache_of(settings, images).folder.name == "pixels-16-raw"
+    settings.model.image.size = 8
+    assert len(cache_of(settings, images).pixels[0]) == 8
+    settings.training.pixel_cache_gb = 1e-12
+    assert cache_of(settings, images) is None and "more than training.pixel_cache_gb 1e-12" in capsys.readouterr().out
+    settings.training.pixel_cache, settings.dataset.max_pixels = "jpeg", 20 * 20  # some are too large now
+    assert len(cache_of(settings, images).unreadable) > 1
+
+
+@pytest.mark.slow
+def test_training_on_a_cache_is_training_on_files(prepared: Path) -> None:
+    weights = []
+    for cache in ("none", "auto", "raw", "jpeg"):
+        words = ["1", "0.3", "0.2", *TINY, "--work", str(prepared), "--model.image.cache_features", "false"]
+        done = run_script("train_cross_modal_retrieval_model.py", *words, "--training.pixel_cache", cache)
+        (run,) = [Path(line.split()[-1]).parent for line in done.stdout.splitlines() if line.endswith("best.pt")]
+        weights.append(torch.load(run / "best.pt", weights_only=True)["model"]["images.project.weight"])
+        assert ("GB of pixels to" in done.stdout) == (cache in ("auto", "jpeg"))  # raw finds that of auto
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[3])
+    torch.testing.assert_close(weights[0], weights[3], atol=0.05, rtol=0)
+    stamp = json.loads((prepared / "features" / "pixels-32-raw" / "pixels.json").read_text())
+    assert stamp["unreadable"] == {}
+
+
+def test_a_flag_that_nothing_reads_is_refused() -> None:
+    for words, name in (
+        (["--training.pixel_cache", "raw"], "training.pixel_cache"),
+        (["--model.image.cache_features", "false", "--training.pixel_cache", "raw", "--training.pixel_cache_gb", "2"],
+         "training.pixel_cache_gb"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=name):
+            parse_settings(make_parser(""), [*TINY, *words])
+    done = run_script(
+        "train_cross_modal_retrieval_model.py", "1", "0", "0", *TINY, "--training.pixel_cache_gb", "0", ok=False
+    )
+    assert "training.pixel_cache_gb is 0.0 and must be above 0" in one_line_error(done)
