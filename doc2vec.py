@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pickle
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -195,14 +196,30 @@ def save_model(model: Doc2Vec, path: Path) -> None:
     model.save(str(path), sep_limit=sys.maxsize)  # gensim would write large arrays to files of their own
 
 
-def load_model(path: Path) -> Doc2Vec:
-    """Load a saved model; raises UserError where it is missing or broken."""
+def load_model(path: Path, mapped: bool = False) -> Doc2Vec:
+    """Load a saved model; raises UserError where it is missing or broken.
+
+    `mapped` is for a model that `share_model` wrote: its arrays are read-only and stay in their files.
+    """
     try:
-        return Doc2Vec.load(str(path))
+        return Doc2Vec.load(str(path), mmap="r" if mapped else None)
     except Exception as error:  # unpickling raises anything
         raise UserError(
             f"cannot read {path}: {' '.join(str(error).split())}; remove it and run train_doc2vec.py again"
         ) from None
+
+
+def share_model(path: Path, folder: Path) -> Path:
+    """A copy in `folder` of the model saved as `path`, its arrays in files that several processes can map as one.
+
+    Raises UserError where it cannot be read or written.
+    """
+    shared = folder / "model"
+    try:
+        load_model(path).save(str(shared), sep_limit=1)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    return shared
 
 
 def start_word_vectors(model: Doc2Vec, seed: int) -> np.ndarray:
@@ -230,6 +247,8 @@ def infer(model: Doc2Vec, words: list[str], epochs: int, seed: int) -> np.ndarra
     vector = (np.random.default_rng(start).random((1, model.vector_size), dtype=np.float32) - 0.5) / model.vector_size
     update = train_document_dm if model.dm else train_document_dbow
     unlocked = np.ones(1, dtype=np.float32)
+    # gensim would allocate these itself, and free them before it writes to them: from 256 dimensions on that crashes.
+    scratch = {name: np.zeros(model.layer1_size, np.float32) for name in (("work", "neu1") if model.dm else ("work",))}
     for rate in np.linspace(model.alpha, model.min_alpha, epochs):
         update(
             model,
@@ -240,6 +259,7 @@ def infer(model: Doc2Vec, words: list[str], epochs: int, seed: int) -> np.ndarra
             learn_hidden=False,
             doctag_vectors=vector,
             doctags_lockf=unlocked,
+            **scratch,
         )
     return vector[0]
 
@@ -262,12 +282,14 @@ class Omega:
     model: Doc2Vec
 
     @classmethod
-    def load(cls, settings: Settings) -> "Omega":
-        """Read step 1's outputs; raises UserError where one is missing or broken."""
+    def load(cls, settings: Settings, shared: Path | None = None) -> "Omega":
+        """Read step 1's outputs, the model from where `share_model` put it if it did.
+
+        Raises UserError where one is missing or broken.
+        """
         folder = settings.work_folder / "doc2vec"
-        return cls(
-            settings, load_tokenizer(settings), read_vocabulary(folder / "vocabulary.txt"), load_model(folder / "model")
-        )
+        model = load_model(shared, mapped=True) if shared else load_model(folder / "model")
+        return cls(settings, load_tokenizer(settings), read_vocabulary(folder / "vocabulary.txt"), model)
 
     def embed(self, texts: list[str]) -> Embedded:
         """Vectors and words of texts; zero and none for a text without a known word."""
@@ -287,18 +309,23 @@ class Omega:
 
 
 @functools.cache
-def _omega_of(settings: bytes) -> Omega:
-    return Omega.load(pickle.loads(settings))
+def _omega_of(settings: bytes, shared: Path) -> Omega:
+    return Omega.load(pickle.loads(settings), shared)
 
 
-def _embed(settings: bytes, texts: list[str]) -> Embedded:
-    return _omega_of(settings).embed(texts)
+def _embed(settings: bytes, shared: Path, texts: list[str]) -> Embedded:
+    return _omega_of(settings, shared).embed(texts)
 
 
 def embed_batches(settings: Settings, batches: Iterable[list[str]], processes: int) -> Iterator[Embedded]:
-    """`Omega.embed` of each batch, in order, in so many processes; the result does not depend on their number."""
+    """`Omega.embed` of each batch, in order, in so many processes; the result does not depend on their number.
+
+    Several processes share one copy of the model's arrays, in temporary files that they map.
+    """
     if processes == 1:
         yield from map(Omega.load(settings).embed, batches)
         return
-    with multiprocessing.get_context("spawn").Pool(processes, serve) as pool:
-        yield from pool.imap(functools.partial(_embed, pickle.dumps(settings)), batches)
+    with tempfile.TemporaryDirectory(prefix="doc2vec-") as folder:
+        shared = share_model(settings.work_folder / "doc2vec" / "model", Path(folder))
+        with multiprocessing.get_context("spawn").Pool(processes, serve) as pool:
+            yield from pool.imap(functools.partial(_embed, pickle.dumps(settings), shared), batches)

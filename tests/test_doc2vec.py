@@ -3,6 +3,7 @@
 import functools
 import operator
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,15 @@ def test_infer_is_gensims_inference(settings: Settings, tmp_path: Path, monkeypa
     np.testing.assert_allclose(vector, model.infer_vector(words, epochs=7), rtol=1e-5)
 
 
+@pytest.mark.parametrize("make", [chosen, dbow], ids=["pv_dm", "pv_dbow"])
+def test_inference_of_many_dimensions(make: Callable[..., Settings], tmp_path: Path) -> None:
+    """Without arrays of our own gensim writes where others allocate, from 256 dimensions on."""
+    model = trained(make(vector_size=300, epochs=1), tmp_path)
+    vectors = [infer(model, text.split(), 3, 0) for text in texts(50)]
+    again = [infer(model, text.split(), 3, 0) for text in texts(50)]
+    assert np.isfinite(vectors).all() and np.array_equal(vectors, again)
+
+
 def test_infer_depends_on_words_epochs_and_seed_alone(tmp_path: Path) -> None:
     model, words = trained(dbow(), tmp_path), ["comet", "orbit", "nebula"]
     vector = infer(model, words, 5, 0)
@@ -177,14 +187,38 @@ def test_embed(tmp_path: Path) -> None:
     )
 
 
-def test_processes_do_not_change_the_result(tmp_path: Path) -> None:
-    settings = dbow()
+@pytest.mark.parametrize("settings", [chosen(), dbow()], ids=["pv_dm", "pv_dbow"])
+def test_processes_do_not_change_the_result(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_omega(settings, tmp_path)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     batches = [texts(7, seed) for seed in range(5)]
     alone, together = (list(embed_batches(settings, batches, processes)) for processes in (1, 2))
     assert len(alone) == len(together) == 5
     for one, two in zip(alone, together, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("settings", [chosen(), dbow()], ids=["pv_dm", "pv_dbow"])
+def test_shared_model_is_mapped_and_infers_the_same(settings: Settings, tmp_path: Path) -> None:
+    write_omega(settings, tmp_path)
+    own = load_model(tmp_path / "doc2vec" / "model")
+    shared = load_model(doc2vec.share_model(tmp_path / "doc2vec" / "model", tmp_path), mapped=True)
+    output = shared.syn1 if settings.doc2vec.hierarchical_softmax else shared.syn1neg
+    for array in (shared.wv.vectors, output):
+        assert isinstance(array, np.memmap) and not array.flags.writeable
+    words = ["comet", "orbit", "dog"]
+    assert np.array_equal(infer(own, words, 5, 0), infer(shared, words, 5, 0))
+
+
+def test_a_model_that_cannot_be_shared_is_the_users_mistake(tmp_path: Path) -> None:
+    write_omega(dbow(), tmp_path)
+    with pytest.raises(UserError, match="cannot write"):
+        doc2vec.share_model(tmp_path / "doc2vec" / "model", tmp_path / "missing")
 
 
 def test_text_batches(tmp_path: Path) -> None:
