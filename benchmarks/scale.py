@@ -16,9 +16,7 @@ each text's words from one of 1,000 topics' own; every hundredth text repeats an
 import argparse
 import io
 import json
-import math
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -38,7 +36,9 @@ from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from timing import cpu, exponent  # noqa: E402
 
 from artifacts import FIND_NEIGHBORS, read_array  # noqa: E402
 from config import load_settings, run_script  # noqa: E402
@@ -280,12 +280,6 @@ def ask_a_sample(work: Path, count: int) -> None:
     print(json.dumps({**figures, "search_seconds": round(seconds, 1), "searched_rows": min(count, len(rows))}))
 
 
-def cpu() -> str:
-    """The processor's name."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(":", 1)[1].strip() if names else platform.machine()
-
-
 # Tables
 
 
@@ -327,8 +321,7 @@ def growth(results: list[dict[str, Any]], script: str) -> str:
     points = {each["pairs"]: each["steps"][script]["processor_seconds"] for each in same}
     if len(points) < 2:
         return ""
-    x, y = ([math.log(value) for value in values] for values in (points, points.values()))
-    return f"{np.polyfit(x, y, 1)[0]:.2f}"
+    return f"{exponent(list(points), list(points.values())):.2f}"
 
 
 if __name__ == "__main__":

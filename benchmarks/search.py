@@ -8,7 +8,6 @@ Prints the table of benchmarks/README.md.
 """
 
 import argparse
-import platform
 import sys
 import tempfile
 import time
@@ -19,7 +18,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT)  # in place of this folder, whose search.py is another one
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # before this folder, whose search.py is another one
+
+from timing import machine  # noqa: E402
 
 from artifacts import read_array  # noqa: E402
 from pairs import Images  # noqa: E402
@@ -83,15 +84,6 @@ def seconds(index: Index, several: int, queries: int) -> list[float]:
         found_by(index, query, ("images",), TOP)
         taken.append(time.perf_counter() - started)
     return taken
-
-
-def machine() -> str:
-    """The processor's name and how many cores this process may use."""
-    from images import cores
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
-    return f"{', '.join(sorted(names)) or platform.processor()}, {cores()} cores"
 
 
 if __name__ == "__main__":

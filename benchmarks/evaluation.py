@@ -1,0 +1,103 @@
+"""How long step 5 takes once the pairs are embedded.
+
+    python benchmarks/evaluation.py [--pairs 33000] [--captions 1] [--device cuda]
+
+Makes up unit embeddings of 256 dimensions, texts near their images, and Doc2Vec vectors of 200, and calls
+evaluate.measure on them as evaluate.py does: k-way Recall@1 for k 5 and 20 and the full gallery's recall both ways,
+neighborhood preservation of 200 and of 1 % for images and texts, mAP over 10 categories where asked for, and the 95 %
+interval of each. With --captions 5 five pairs share an image, as in COCO. Printed are the wall time of all and of its
+parts, and the peak of the process's memory.
+"""
+
+import argparse
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from timing import machine, print_table, shown, synchronise, timed  # noqa: E402
+
+import evaluate  # noqa: E402
+import metrics  # noqa: E402
+from config import Settings  # noqa: E402
+from datasets import Prepared  # noqa: E402
+from pairs import Images  # noqa: E402
+
+PARTS = {
+    "rank_pairs": "ranks of the pairs, both ways",
+    "sampled_kway_recall_at_1": "sampled k-way Recall@1, the check",
+    "all_preserved_shares": "neighborhood preservation",
+    "average_precisions": "mAP by category, both ways",
+    "bootstrap_interval": "bootstrap intervals",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=33_000, help="test pairs")
+    parser.add_argument("--captions", type=int, default=1, help="pairs that share an image")
+    parser.add_argument("--categories", type=int, default=0, help="categories for mAP; 0 measures none, as without any")
+    parser.add_argument("--repeats", type=int, default=3, help="timed evaluations, after one that is not")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    arguments = parser.parse_args()
+    x, y, reference, data = made_up(arguments.pairs, arguments.captions, arguments.categories)
+    x, y = x.to(arguments.device), y.to(arguments.device)
+    rows, settings, spent = data.rows["test"], Settings(), defaultdict(float)
+    for name in PARTS:
+        setattr(metrics, name, clocked(getattr(metrics, name), name, spent, arguments.device))
+    total = timed(lambda: evaluate.measure(x, y, reference, data, rows, settings), arguments.repeats, arguments.device)
+    calls = arguments.repeats + 1
+    parts = [[title, shown(spent[name] / calls)] for name, title in PARTS.items() if name in spent]
+    images = len(np.unique(data.image_ids))
+    print_table([f"{arguments.pairs:,} pairs of {images:,} images", "time"], [*parts, ["all", total]])
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    on_gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB of the GPU's" if x.is_cuda else ""
+    print(f"\nPeak memory {memory / 1e9:.2f} GB{on_gpu}. Parts are means of {calls} calls. {machine(arguments.device)}")
+
+
+def made_up(pairs: int, captions: int, categories: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray, Prepared]:
+    """Embeddings of images and texts, Doc2Vec vectors, and the test pairs that they belong to."""
+    rng = np.random.default_rng(0)
+    image_ids = np.arange(pairs) // captions
+    images = rng.standard_normal((image_ids[-1] + 1, 256), dtype=np.float32)[image_ids]
+    texts = images + 2 * rng.standard_normal(images.shape, dtype=np.float32)
+    x, y = (torch.nn.functional.normalize(torch.from_numpy(each), dim=1) for each in (images, texts))
+    names = [str(number) for number in range(categories)]
+    data = Prepared(
+        images=Images([f"{number}.png" for number in image_ids], image_ids, Path()),
+        image_ids=image_ids,
+        categories=image_ids % categories if categories else np.full(pairs, -1),
+        category_names=names,
+        tokens=np.zeros(0, dtype=np.int32),
+        offsets=np.zeros(pairs + 1, dtype=np.int64),
+        rows={"test": np.arange(pairs)},
+        unused={"test": 0},
+    )
+    return x, y, rng.standard_normal((pairs, 200), dtype=np.float32), data
+
+
+def clocked(call: Callable[..., Any], name: str, spent: dict[str, float], device: str) -> Callable[..., Any]:
+    """`call`, the seconds of which are added to `spent[name]`."""
+
+    def timed_call(*arguments: Any, **more: Any) -> Any:
+        synchronise(device)
+        started = time.perf_counter()
+        result = call(*arguments, **more)
+        synchronise(device)
+        spent[name] += time.perf_counter() - started
+        return result
+
+    return timed_call
+
+
+if __name__ == "__main__":
+    main()
