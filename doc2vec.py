@@ -103,7 +103,7 @@ def train(
     logging.getLogger("gensim").setLevel(logging.ERROR)
     chosen = settings.doc2vec
     first = epochs_kept(unfinished) if unfinished else 0
-    model = _kept(unfinished, first) if unfinished and first else _untrained(corpus, settings)
+    model = _kept(unfinished, first) if unfinished and first else untrained(corpus, settings)
     for _ in range(first):
         on_epoch()
     rates, saved = np.linspace(chosen.learning_rate, model.min_alpha, chosen.epochs + 1), time.monotonic()
@@ -154,7 +154,7 @@ def _kept(folder: Path, epoch: int) -> Doc2Vec:
     return model
 
 
-def _untrained(corpus: Path, settings: Settings) -> Doc2Vec:
+def untrained(corpus: Path, settings: Settings) -> Doc2Vec:
     """A model that knows its vocabulary; raises UserError where that is empty."""
     chosen = settings.doc2vec
     model = Doc2Vec(

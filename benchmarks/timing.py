@@ -34,6 +34,11 @@ def timed(call: Callable[[], object], repeats: int, device: str = "cpu", warm_up
         synchronise(device)
         if repeat >= warm_up:
             seconds.append(time.perf_counter() - started)
+    return spread(seconds)
+
+
+def spread(seconds: Sequence[float]) -> Timing:
+    """What stands for several times of the same."""
     return Timing(statistics.median(seconds), min(seconds), max(seconds))
 
 

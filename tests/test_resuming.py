@@ -71,7 +71,7 @@ def test_training_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Mo
     (folder,) = (work / ".unfinished").iterdir()
     assert json.loads((folder / "epoch.json").read_text()) == 12
     assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-12.model", "epoch-12.npy"]
-    monkeypatch.setattr(doc2vec, "_untrained", None)  # not a second time
+    monkeypatch.setattr(doc2vec, "untrained", None)  # not a second time
     monkeypatch.setattr(train_doc2vec, "train", untouched)
     train_doc2vec.main(words(work))
     assert files(work, 0) == files(finished, 0)
