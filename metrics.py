@@ -22,6 +22,7 @@ Matrix = np.ndarray | Tensor
 Labels = np.ndarray | Tensor | Sequence[int] | Sequence[str]
 
 BLOCK_SCORES = 2**24  # scores in memory at once: 64 MiB
+GATHERED = 2**20  # numbers of vectors gathered at once: in the processor's cache, four times as fast as from memory
 
 
 # --- Ranks of the pairs ----------------------------------------------------------------------------------------------
@@ -145,11 +146,12 @@ def sampled_kway_recall_at_1(
     start, stop = gallery.own_items(groups)
     rng = np.random.default_rng(seed)
     hits = 0
+    at_once = GATHERED if queries.device.type == "cpu" else BLOCK_SCORES
     for _ in range(repeats):
         drawn = _draw_without_replacement(rng, possible, k - 1)
         item = drawn + np.where(drawn >= start[:, None], (stop - start)[:, None], 0)  # a query's own items are skipped
         column = np.column_stack([gallery.column, gallery.item_column[item]])
-        for rows in _blocks(len(queries), k * gallery.vectors_of_column.shape[1] * queries[0].numel()):
+        for rows in _blocks(len(queries), k * gallery.vectors_of_column.shape[1] * queries[0].numel(), at_once):
             candidates = gallery.vectors[gallery.vectors_of_column[column[rows]]]
             differences = candidates[:, :, :, None] - queries[rows, None, None]
             distances = differences.square().sum(dim=4).amin(dim=(2, 3)).cpu().numpy()
@@ -680,8 +682,8 @@ def _items(groups: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.divmod(np.unique(groups * number_of_columns + columns), number_of_columns)
 
 
-def _blocks(n: int, width: int) -> Iterator[slice]:
-    """Slices over n rows of `width` numbers, BLOCK_SCORES numbers at most (one row at least)."""
-    step = max(1, BLOCK_SCORES // width)
+def _blocks(n: int, width: int, at_once: int | None = None) -> Iterator[slice]:
+    """Slices over n rows of `width` numbers, so many numbers at most, by default BLOCK_SCORES (one row at least)."""
+    step = max(1, (at_once or BLOCK_SCORES) // width)
     for start in range(0, n, step):
         yield slice(start, start + step)

@@ -610,6 +610,7 @@ def test_blocks_never_matter_to_items_of_several_vectors(
     arguments = make(1), make(2), np.arange(20) % 8, np.arange(20) % 3
     expected = all_metrics_of_sets(*arguments)
     monkeypatch.setattr(metrics, "BLOCK_SCORES", size)
+    monkeypatch.setattr(metrics, "GATHERED", size)
     assert all_metrics_of_sets(*arguments) == pytest.approx(expected, rel=1e-12)
 
 
@@ -668,6 +669,7 @@ def test_blocks_never_matter(name: str, size: int, monkeypatch: pytest.MonkeyPat
     queries, targets, groups = DATA[name]
     expected = all_metrics(queries, targets, groups, groups % 3)
     monkeypatch.setattr(metrics, "BLOCK_SCORES", size)
+    monkeypatch.setattr(metrics, "GATHERED", size)
     assert all_metrics(queries, targets, groups, groups % 3) == pytest.approx(expected, rel=1e-12)
 
 
