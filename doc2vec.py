@@ -317,15 +317,18 @@ def _embed(settings: bytes, shared: Path, texts: list[str]) -> Embedded:
     return _omega_of(settings, shared).embed(texts)
 
 
-def embed_batches(settings: Settings, batches: Iterable[list[str]], processes: int) -> Iterator[Embedded]:
+def embed_batches(
+    settings: Settings, batches: Iterable[list[str]], processes: int, folder: Path | None = None
+) -> Iterator[Embedded]:
     """`Omega.embed` of each batch, in order, in so many processes; the result does not depend on their number.
 
-    Several processes share one copy of the model's arrays, in temporary files that they map.
+    Several processes share one copy of the model's arrays, in files that they map; these lie in `folder` (by default
+    the system's for temporary files) and go at the end.
     """
     if processes == 1:
         yield from map(Omega.load(settings).embed, batches)
         return
-    with tempfile.TemporaryDirectory(prefix="doc2vec-") as folder:
-        shared = share_model(settings.work_folder / "doc2vec" / "model", Path(folder))
+    with tempfile.TemporaryDirectory(prefix="doc2vec-", dir=folder) as files:
+        shared = share_model(settings.work_folder / "doc2vec" / "model", Path(files))
         with multiprocessing.get_context("spawn").Pool(processes, serve) as pool:
             yield from pool.imap(functools.partial(_embed, pickle.dumps(settings), shared), batches)

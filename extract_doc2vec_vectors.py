@@ -52,7 +52,8 @@ def embed_all(settings: Settings, count: int, processes: int, unfinished: Path) 
     done = read_json(done_file) if resumed else {"texts": 0, "tokens": 0}
     vectors = open_array(unfinished / "vectors.npy", (count, settings.doc2vec.vector_size), np.float32, resumed)
     lengths = open_array(unfinished / "lengths.npy", (count,), np.int64, resumed)
-    batches = embed_batches(settings, text_batches(settings.work_folder, skip=done["texts"]), processes)
+    texts = text_batches(settings.work_folder, skip=done["texts"])
+    batches = embed_batches(settings, texts, processes, folder=unfinished)  # where a kill leaves nothing for long
     saved = time.monotonic()
     with (
         tokens_file.open("r+b" if resumed else "wb") as tokens,

@@ -49,7 +49,7 @@ Step = Callable[[list[Tensor]], Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256, 1024], help="pairs a batch")
-    parser.add_argument("--tiled-up-to", type=int, default=32, help="largest batch of the tiled formula (32: 7 GB)")
+    parser.add_argument("--tiled-up-to", type=int, default=32, help="largest batch of the tiled formula (32: 5 GB)")
     parser.add_argument("--repeats", type=int, default=20, help="timed steps; of the tiled formula 3 at most")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()

@@ -188,19 +188,16 @@ def test_embed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [chosen(), dbow()], ids=["pv_dm", "pv_dbow"])
-def test_processes_do_not_change_the_result(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_do_not_change_the_result(settings: Settings, tmp_path: Path) -> None:
     write_omega(settings, tmp_path)
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    shared = tmp_path / "shared"
+    shared.mkdir()
     batches = [texts(7, seed) for seed in range(5)]
-    alone, together = (list(embed_batches(settings, batches, processes)) for processes in (1, 2))
+    alone, together = (list(embed_batches(settings, batches, processes, shared)) for processes in (1, 2))
     assert len(alone) == len(together) == 5
     for one, two in zip(alone, together, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
-    assert not list(temporary.iterdir())
+    assert not list(shared.iterdir())
 
 
 @pytest.mark.parametrize("settings", [chosen(), dbow()], ids=["pv_dm", "pv_dbow"])

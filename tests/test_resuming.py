@@ -118,8 +118,8 @@ def test_vectors_go_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Monke
     work = after(finished, tmp_path, 1)
     untouched, embedded = extract_doc2vec_vectors.embed_batches, []
 
-    def counted(settings: Settings, batches: Iterator[list[str]], processes: int) -> Iterator[Any]:
-        for batch in untouched(settings, batches, processes):
+    def counted(settings: Settings, batches: Iterator[list[str]], processes: int, folder: Path) -> Iterator[Any]:
+        for batch in untouched(settings, batches, processes, folder):
             embedded.append(len(batch.vectors))
             yield batch
             if stops and len(embedded) == 2:
