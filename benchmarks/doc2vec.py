@@ -7,7 +7,8 @@ The first takes the texts of a prepared WORK folder, --times over; the second ma
 vocabulary (benchmarks/scale.py). Measured is an epoch of training, with as many workers as cores: of doc2vec.train on
 the file that step 1 writes (gensim's corpus_file), and of gensim's Doc2Vec.train on documents in memory
 (TaggedDocument). Vocabulary and settings are the same: PV-DBOW with negative sampling as in configs/web_news.yaml, and
-the paper's PV-DM with hierarchical softmax.
+the paper's PV-DM with hierarchical softmax. Words are counted as they stand in the file, those rarer than min_count
+too.
 """
 
 import argparse
