@@ -9,7 +9,6 @@ gensim draws all initial weights from the seed, and calls its `hashfxn` nowhere.
 import functools
 import itertools
 import logging
-import multiprocessing
 import os
 import pickle
 import sys
@@ -29,7 +28,7 @@ from gensim.models.keyedvectors import KeyedVectors
 
 from artifacts import read_json, write_array, write_json, written_whole
 from config import Settings, UserError
-from processes import cores, serve
+from processes import cores, in_order
 from text import SPECIAL_WORDS, Tokenizer, load_tokenizer, read_vocabulary, to_indices
 
 MAX_WORDS = 10_000
@@ -330,5 +329,4 @@ def embed_batches(
         return
     with tempfile.TemporaryDirectory(prefix="doc2vec-", dir=folder) as files:
         shared = share_model(settings.work_folder / "doc2vec" / "model", Path(files))
-        with multiprocessing.get_context("spawn").Pool(processes, serve) as pool:
-            yield from pool.imap(functools.partial(_embed, pickle.dumps(settings), shared), batches)
+        yield from in_order(functools.partial(_embed, pickle.dumps(settings), shared), batches, processes)

@@ -5,21 +5,19 @@ Broder, "On the resemblance and containment of documents" (1997); banding as in 
 which estimates the Jaccard similarity of two texts' 3-grams with a standard error of at most 0.044.
 """
 
+import contextlib
 import functools
 import itertools
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasketch import MinHash
 from tqdm import tqdm
 
 from artifacts import open_array, read_json, write_json
-from processes import cores, process_pool
+from processes import cores, in_order
 
 TEXTS_AT_A_TIME = 5_000  # to a process
 PERMUTATIONS = 128
@@ -59,9 +57,10 @@ def signatures(
     texts = itertools.islice(texts, done, None)
     parts = iter(lambda: list(itertools.islice(texts, TEXTS_AT_A_TIME)), [])
     bar = tqdm(total=count, initial=done, desc="near-duplicate texts: signatures", unit="text", disable=None)
-    with bar, process_pool() as pool:
-        sign = functools.partial(_sign, language=language)
-        for of_part in _in_order(pool, sign, parts) if count > 2 * TEXTS_AT_A_TIME else map(sign, parts):
+    sign = functools.partial(_sign, language=language)
+    processes = cores() if count > 2 * TEXTS_AT_A_TIME else 0  # starting them would take longer than it saves
+    with bar, contextlib.closing(in_order(sign, parts, processes)) as signed:
+        for of_part in signed:
             end = done + len(of_part[0])
             values[done:end], has_words[done:end] = of_part
             done = end
@@ -71,17 +70,6 @@ def signatures(
                 write_json(done_file, done)
             bar.update(len(of_part[0]))
     return values, has_words
-
-
-def _in_order(pool: ProcessPoolExecutor, sign: Callable, parts: Iterable[list[str]]) -> Iterator[Any]:
-    """What `sign` makes of each part, in order; few parts wait, where `pool.map` would take them all in at once."""
-    waiting: deque = deque()
-    for part in parts:
-        waiting.append(pool.submit(sign, part))
-        if len(waiting) > 2 * cores():
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _sign(texts: list[str], language: str) -> tuple[np.ndarray, np.ndarray]:

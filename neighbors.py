@@ -33,8 +33,8 @@ against 47.9. Exact search grows with the square of the rows.
 ROWS_A_STEP = 1000
 """Rows for each step of `efSearch` from which HNSW takes longer than exact search, which `auto` then turns to.
 
-Measured on two cores, 200 dimensions, milliseconds a row: among 2,923,961 rows exact search 9.7, HNSW at efSearch 12,992
-60; among 100,000 rows exact search 0.38, HNSW at efSearch 203 0.29 and at 400 0.65.
+Measured on two cores, 200 dimensions, milliseconds a row: among 2,923,961 rows exact search 9.7, HNSW at efSearch
+12,992 60; among 100,000 rows exact search 0.38, HNSW at efSearch 203 0.29 and at 400 0.65.
 """
 
 _SPARE = 16  # answers of exact search more than are needed, for the rounding of its matrix products

@@ -7,9 +7,8 @@ torch, so that the processes that decode start fast.
 
 import io
 import json
+import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +23,11 @@ from artifacts import LOCK, lock, open_array, read_array, read_json, write_array
 from config import UserError
 from images import UnreadableImage, load_image
 from pairs import Images
-from processes import cores, process_pool
+from processes import cores, in_order
 
 Kind = Literal["raw", "jpeg", "none"]
+Part = tuple[int, list[Path]]
+"""A part's number, and its images' files."""
 
 IMAGES_A_PART = 1000
 """Images that are decoded before they are counted as done, and that lie in one shard."""
@@ -127,11 +128,17 @@ def _make(
         parts = [json.loads(line) for line in lines]
     if kind == "raw":
         open_array(folder / "pixels.npy", (count, size, size, 3), np.uint8, keep=bool(parts))
+        _reserve(folder / "pixels.npy")
     todo = list(range(len(parts), -(-count // IMAGES_A_PART)))
     make = partial(_make_shard if kind == "jpeg" else _make_array, folder, size, max_pixels)
+    of_parts = (
+        (part, [images.root / path for path in images.paths[part * IMAGES_A_PART : (part + 1) * IMAGES_A_PART]])
+        for part in todo
+    )
+    processes = cores() if len(todo) > 1 else 0  # starting them would take longer than it saves
     bar = tqdm(total=count, desc="pixels", unit="image", disable=None)
     bar.update(min(len(parts) * IMAGES_A_PART, count))
-    with bar, closing(_mapped(make, todo, images)) as results, done.open("a", encoding="utf-8") as file:
+    with bar, closing(in_order(make, of_parts, processes)) as results, done.open("a", encoding="utf-8") as file:
         for found in results:
             parts.append(found)
             file.write(json.dumps(found) + "\n")
@@ -145,26 +152,20 @@ def _make(
     print(f"wrote {folder}")
 
 
-def _mapped(make: Any, parts: list[int], images: Images) -> Iterator[list[tuple[int, str]]]:
-    """`make` of each part, in order, in as many processes as there are cores."""
-
-    def paths(part: int) -> list[Path]:
-        return [images.root / path for path in images.paths[part * IMAGES_A_PART : (part + 1) * IMAGES_A_PART]]
-
-    if len(parts) <= 1:  # starting processes would take longer than it saves
-        yield from (make(part, paths(part)) for part in parts)
-        return
-    try:
-        with process_pool() as pool:
-            for start in range(0, len(parts), 4 * cores()):  # a pool takes in all it is given to map at once
-                some = parts[start : start + 4 * cores()]
-                yield from pool.map(make, some, map(paths, some))
-    except BrokenProcessPool:
-        raise MemoryError("a process that decodes images was killed") from None
+def _reserve(path: Path) -> None:
+    """Give a file the room that it says it has: a mapped page for which the disk has none kills the process."""
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; set training.pixel_cache to jpeg or none"
+            ) from None
 
 
-def _make_array(folder: Path, size: int, max_pixels: int, part: int, paths: list[Path]) -> list[tuple[int, str]]:
+def _make_array(folder: Path, size: int, max_pixels: int, of: Part) -> list[tuple[int, str]]:
     """Decode a part into the array; returns places in it of images that cannot be read, and what is wrong."""
+    part, paths = of
     pixels, unreadable = open_array(folder / "pixels.npy", (), np.uint8, keep=True), []
     for place, path in enumerate(paths):
         try:
@@ -175,9 +176,9 @@ def _make_array(folder: Path, size: int, max_pixels: int, part: int, paths: list
     return unreadable
 
 
-def _make_shard(folder: Path, size: int, max_pixels: int, part: int, paths: list[Path]) -> list[tuple[int, str]]:
+def _make_shard(folder: Path, size: int, max_pixels: int, of: Part) -> list[tuple[int, str]]:
     """Decode a part into a shard of JPEGs, and where they begin; returns as `_make_array`."""
-    offsets, unreadable = [0], []
+    (part, paths), offsets, unreadable = of, [0], []
     with written_whole(_shard(folder, part)) as beside, beside.open("wb") as shard:
         for place, path in enumerate(paths):
             content, why = _encoded(path, size, max_pixels)

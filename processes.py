@@ -2,9 +2,15 @@
 
 import os
 import signal
+import sys
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
 
 
 def cores() -> int:
@@ -12,12 +18,35 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def process_pool() -> ProcessPoolExecutor:
-    """A pool of one process a core.
+def process_pool(processes: int | None = None) -> ProcessPoolExecutor:
+    """A pool of so many processes, by default one a core.
 
     They are spawned: forking a process that has threads (Arrow's, tqdm's) can deadlock.
     """
-    return ProcessPoolExecutor(cores(), mp_context=get_context("spawn"), initializer=serve)
+    return ProcessPoolExecutor(processes or cores(), mp_context=get_context("spawn"), initializer=serve)
+
+
+def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int | None = None) -> Iterator[Any]:
+    """`function` of each item, in order, by a pool; few items wait, where `pool.map` would take them all in at once.
+
+    With 0 processes this one does the work. Raises MemoryError where a process was killed.
+    """
+    if processes == 0:
+        yield from map(function, items)
+        return
+    waiting: deque[Future] = deque()
+    with process_pool(processes) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * (processes or cores()):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise MemoryError(f"a process of {Path(sys.argv[0]).name} was killed") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def serve() -> None:

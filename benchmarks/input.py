@@ -4,8 +4,8 @@
 
 The images of a prepared dataset, written as JPEGs of which the longest side has --longest pixels (as they are with
 --longest 0), are read in random order as step 4 reads them, each twice a round: from the files, and from a pixel cache
-of either kind. Beside them stand other ways to decode the files: Pillow without `draft`, and torchvision's decoder. What
-is read is in the page cache. --longest, --images and --size say how large the dataset is and how large the images.
+of either kind. Beside them stand other ways to decode the files: Pillow without `draft`, and torchvision's decoder.
+All that is read is in the page cache.
 """
 
 import argparse
@@ -24,12 +24,13 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from timing import machine, print_table  # noqa: E402
+
 from config import run_script  # noqa: E402
 from datasets import CachedImages, ImageFiles, PixelSource  # noqa: E402
 from images import MAX_PIXELS, load_thumbnail  # noqa: E402
 from pairs import Images, load_images  # noqa: E402
 from pixel_cache import kind_of_cache, open_pixel_cache  # noqa: E402
-from timing import machine, print_table  # noqa: E402
 
 
 def main() -> None:

@@ -24,13 +24,14 @@ from torch.utils.tensorboard import SummaryWriter
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from timing import machine, print_table, synchronise  # noqa: E402
+
 from artifacts import read_array  # noqa: E402
 from config import Settings, load_settings, run_script  # noqa: E402
 from datasets import load_prepared  # noqa: E402
 from encoding import autocast, image_source  # noqa: E402
 from models import Backbone, build_model  # noqa: E402
 from runs import Weights  # noqa: E402
-from timing import machine, print_table, synchronise  # noqa: E402
 from train_cross_modal_retrieval_model import Trainer  # noqa: E402
 
 WARM_UP = 2

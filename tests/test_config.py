@@ -209,6 +209,8 @@ def test_wrong_types_ranges_and_combinations_are_listed_together(tmp_path: Path)
             "loss.label_strength",
         ),
         (["--neighbors.method", "exact", "--neighbors.hnsw_m", "8"], "neighbors.hnsw_m"),
+        (["--model.image.trainable", "false", "--training.pixel_cache", "raw"], "training.pixel_cache"),
+        (["--training.pixel_cache", "raw", "--training.pixel_cache_gb", "2"], "training.pixel_cache_gb"),
         (["--model.pvse.embeddings", "1", "--model.pvse.mmd_weight", "1"], "model.pvse.mmd_weight"),
         (["--dataset.synthetic.pairs", "20"], "dataset.synthetic.pairs"),
         (["--dataset.near_duplicates=false", "--dataset.near_duplicate_threshold=0.5"], "near_duplicate_threshold"),

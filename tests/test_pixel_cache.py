@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, one_line_error, run_script
+from conftest import TINY, run_script
 from PIL import Image
 
 import pixel_cache
-from config import Settings, UserError, make_parser, parse_settings
+from config import Settings, UserError
 from datasets import CachedImages, ImageFiles, PixelSource
 from encoding import pixel_cache as cache_of
 from pairs import Images
@@ -43,7 +43,7 @@ def test_cached_pixels_are_those_of_the_files(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, part: int
 ) -> None:
     monkeypatch.setattr(pixel_cache, "IMAGES_A_PART", part)
-    monkeypatch.setattr(pixel_cache, "process_pool", lambda: InThisProcess())
+    monkeypatch.setattr(pixel_cache, "cores", lambda: 0)  # spawned ones would know nothing of the smaller parts
     cached = CachedImages(opened(tmp_path / "cache", kind, images))
     files = ImageFiles(images, SIZE, 10**6)
     assert len(cached) == 7 and cached.unreadable == files.__getitems__([5])[1]
@@ -61,32 +61,19 @@ def test_cached_pixels_are_those_of_the_files(
     assert torch.equal(sources[0].load(*numbers), here)
 
 
-class InThisProcess:
-    """A pool of processes that is none."""
-
-    def __enter__(self) -> "InThisProcess":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def map(self, function: Any, *arguments: Any) -> Any:
-        return map(function, *arguments)
-
-
 @pytest.mark.parametrize("kind", ["raw", "jpeg"])
 def test_a_cache_that_was_stopped_goes_on(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(pixel_cache, "IMAGES_A_PART", 2)
-    monkeypatch.setattr(pixel_cache, "process_pool", lambda: InThisProcess())
+    monkeypatch.setattr(pixel_cache, "cores", lambda: 0)  # spawned ones would know nothing of the smaller parts
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     opened(whole, kind, images)
     name = "_make_array" if kind == "raw" else "_make_shard"
     make, made = getattr(pixel_cache, name), []
 
     def until_the_third(*arguments: Any) -> Any:
-        made.append(arguments[3])
+        made.append(arguments[3][0])
         if made == [0, 1, 2]:
             raise KeyboardInterrupt
         return make(*arguments)
@@ -148,17 +135,3 @@ def test_training_on_a_cache_is_training_on_files(prepared: Path) -> None:
     torch.testing.assert_close(weights[0], weights[3], atol=0.05, rtol=0)
     stamp = json.loads((prepared / "features" / "pixels-32-raw" / "pixels.json").read_text())
     assert stamp["unreadable"] == {}
-
-
-def test_a_flag_that_nothing_reads_is_refused() -> None:
-    for words, name in (
-        (["--training.pixel_cache", "raw"], "training.pixel_cache"),
-        (["--model.image.cache_features", "false", "--training.pixel_cache", "raw", "--training.pixel_cache_gb", "2"],
-         "training.pixel_cache_gb"),
-    ):  # fmt: skip
-        with pytest.raises(UserError, match=name):
-            parse_settings(make_parser(""), [*TINY, *words])
-    done = run_script(
-        "train_cross_modal_retrieval_model.py", "1", "0", "0", *TINY, "--training.pixel_cache_gb", "0", ok=False
-    )
-    assert "training.pixel_cache_gb is 0.0 and must be above 0" in one_line_error(done)
