@@ -131,8 +131,69 @@ class Neighbors:
 
     def contain(self, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """(B, M) bool: is the train pair `candidates[j]` among the neighbors of the train pair `rows[i]`?"""
-        lists = self.indices[np.searchsorted(self.rows, rows)]
-        return np.stack([np.isin(candidates, neighbors) for neighbors in lists])
+        return are_listed(candidates, self.indices[np.searchsorted(self.rows, rows)])
+
+    def match(self, rng: np.random.Generator) -> np.ndarray:
+        """The position of each train pair's partner, its own where it stays single: (R,) int64, a random matching.
+
+        In random order, a pair without a partner takes one of its neighbors that have none, uniformly. A block of pairs
+        asks at once: where several name the same pair the first in order gets it, and the others ask again.
+        """
+        partner = np.full(self.rows[-1] + 2, -1)  # by pair number
+        partner[-1] = 0  # what fills up a list is never free
+        turn_of = np.empty_like(partner)
+        for asking in _blocks(rng.permutation(len(self.rows))):
+            while len(asking):
+                asking = asking[partner[self.rows[asking]] < 0]
+                lists = self.indices[asking]
+                asked = _one_of(lists, partner[lists] < 0, rng)
+                asking, asked = asking[asked >= 0], asked[asked >= 0]
+                couples, turns = np.stack([self.rows[asking], asked], axis=1), np.arange(len(asking))[:, None]
+                turn_of[couples[::-1]] = turns[::-1]  # of several turns the last that is written stays, the first
+                agreed = (turn_of[couples] == turns).all(axis=1)
+                partner[couples[agreed]] = couples[agreed, ::-1]
+                asking = asking[~agreed]
+        of_row = partner[self.rows]
+        return np.searchsorted(self.rows, np.where(of_row < 0, self.rows, of_row))
+
+    def draw_within(self, positions: np.ndarray, batches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One pair number (int64) for each train pair, given by its position: a neighbor in its batch, or -1.
+
+        Uniform over those of the batch that are in the pair's own list. batches: (R,) int64, each pair's batch.
+        """
+        batch_of = np.full(self.rows[-1] + 2, -1)  # by pair number
+        batch_of[self.rows[positions]] = batches
+        parts = zip(_blocks(positions), _blocks(batches), strict=True)
+        return np.concatenate(
+            [
+                _one_of(lists, batch_of[lists] == batch[:, None], rng)
+                for lists, batch in ((self.indices[part], batch) for part, batch in parts)
+            ]
+        )
+
+
+def are_listed(candidates: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """(B, M) bool: which of the pairs `candidates` (M,) are in each of the `lists` (B, k)?"""
+    distinct, of_candidate = np.unique(candidates, return_inverse=True)
+    column = np.minimum(np.searchsorted(distinct, lists), len(distinct) - 1)
+    line, entry = np.nonzero(distinct[column] == lists)
+    found = np.zeros((len(lists), len(distinct)), dtype=bool)
+    found[line, column[line, entry]] = True
+    return found[:, of_candidate]
+
+
+def _blocks(numbers: np.ndarray, size: int = 8192) -> Iterator[np.ndarray]:
+    """`numbers` in parts so small that some (size, k) arrays take little memory."""
+    return (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+
+def _one_of(lists: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One entry (int64) of each line of `lists` that `allowed` allows, both (B, k), uniformly; -1 where none is."""
+    counted = allowed.cumsum(axis=1, dtype=np.int32)
+    count = counted[:, -1]
+    choice = np.minimum((rng.random(len(lists)) * count).astype(np.int32), count - 1)
+    column = (counted > choice[:, None]).argmax(axis=1)
+    return np.where(count > 0, lists[np.arange(len(lists)), column], -1).astype(np.int64)
 
 
 class OtherTexts:
@@ -165,7 +226,7 @@ class BatchPlan:
     rows: np.ndarray
     """(B,) int64, pairs."""
     neighbors: np.ndarray
-    """(B,) int64, drawn neighbor pairs; -1 where a pair has none."""
+    """(B,) int64, drawn neighbor pairs, of neighborhood batches in `rows`; -1 where a pair has none."""
     flips: np.ndarray
     """(B,) bool."""
     neighbor_flips: np.ndarray
@@ -173,25 +234,55 @@ class BatchPlan:
 
 
 def plan_epoch(
-    rows: np.ndarray, neighbors: Neighbors | OtherTexts | None, batch_size: int, *, flip: bool, seed: int, epoch: int
+    rows: np.ndarray,
+    neighbors: Neighbors | OtherTexts | None,
+    batch_size: int,
+    *,
+    flip: bool,
+    seed: int,
+    epoch: int,
+    neighborhoods: bool = False,
 ) -> list[BatchPlan]:
     """All minibatches of an epoch: each train pair once, in random order, each with a neighbor drawn afresh.
 
     Everything random is drawn here, from `seed` and `epoch` alone, so that a batch is the same whatever came before it:
     a resumed run goes on as if it had never stopped. A last pair that would be alone joins the batch before: it has no
     negatives, and batch normalisation nothing to normalise over.
+
+    With `neighborhoods` the pairs are matched with neighbors, couples share a batch, and the neighbor that is drawn is
+    one of the batch, so that nothing else has to be loaded. That is ours. A last couple has no negatives either.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(rows))
-    drawn = neighbors.draw(order, rng) if neighbors else np.full(len(rows), -1)
-    flips = rng.random((2, len(rows))) < (0.5 if flip else 0.0)
-    starts = list(range(0, len(rows), batch_size))
-    if batch_size > 1 and len(starts) > 1 and len(rows) - starts[-1] == 1:
+    if neighborhoods:
+        order, starts = order_of_couples(neighbors.match(rng), batch_size, rng)
+    else:
+        order, starts = rng.permutation(len(rows)), list(range(0, len(rows), batch_size))
+    if batch_size > 1 and len(starts) > 1 and len(rows) - starts[-1] <= (2 if neighborhoods else 1):
         starts.pop()
+    if neighborhoods:
+        sizes = np.diff([*starts, len(rows)])
+        drawn = neighbors.draw_within(order, np.repeat(np.arange(len(starts)), sizes), rng)
+    else:
+        drawn = neighbors.draw(order, rng) if neighbors else np.full(len(rows), -1)
+    flips = rng.random((2, len(rows))) < (0.5 if flip else 0.0)
     return [
         BatchPlan(rows[order[part]], drawn[part], flips[0, part], flips[1, part])
         for part in map(slice, starts, [*starts[1:], len(rows)])
     ]
+
+
+def order_of_couples(partner: np.ndarray, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+    """Positions (R,) in random order but for couples, which stay together, and where in it each batch begins.
+
+    A batch holds `batch_size` pairs, or one fewer where a couple would be torn apart. partner: (R,), as of `match`.
+    """
+    first = rng.permutation(np.flatnonzero(partner >= np.arange(len(partner))))
+    couples = np.stack([first, partner[first]], axis=1)
+    there = np.stack([np.ones(len(first), dtype=bool), couples[:, 0] != couples[:, 1]], axis=1)
+    ends, starts = there.sum(axis=1).cumsum(), [0]
+    while len(partner) - starts[-1] > batch_size:
+        starts.append(int(ends[np.searchsorted(ends, starts[-1] + batch_size, side="right") - 1]))
+    return couples[there], starts
 
 
 # Images

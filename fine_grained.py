@@ -18,7 +18,7 @@ from torch import Tensor
 
 from artifacts import FIND_NEIGHBORS, SIAMESE_LABELS, Step, output_paths, read_array
 from config import Settings, UserError
-from datasets import Prepared
+from datasets import Prepared, are_listed
 from losses import fine_grained_labels, multiple_instance_similarities, pairwise_similarity_loss
 from pairs import read_pairs
 
@@ -82,12 +82,7 @@ class Relevance:
         """(A, B) bool, where the pair of `b` is in the list of that of `a`; a pair without a known list has none."""
         place = np.minimum(np.searchsorted(self.rows, a), len(self.rows) - 1)
         lists = np.where((self.rows[place] == a)[:, None], self.neighbors[place], -1)
-        distinct, of_b = np.unique(b, return_inverse=True)
-        column = np.minimum(np.searchsorted(distinct, lists), len(distinct) - 1)
-        line, entry = np.nonzero(distinct[column] == lists)
-        found = np.zeros((len(a), len(distinct)), dtype=bool)
-        found[line, column[line, entry]] = True
-        return found[:, of_b]
+        return are_listed(b, lists)
 
 
 def train_relevance(settings: Settings, data: Prepared) -> Relevance:

@@ -164,6 +164,80 @@ def test_a_pair_goes_with_its_own_neighbor() -> None:
         assert (batch.neighbors == batch.rows + 100).all()
 
 
+# Neighborhood batches
+
+
+def table_of(pairs: int, k: int, seed: int = 0) -> Neighbors:
+    """Lists of up to k neighbors each, drawn at random, of every other pair; a tenth of them empty."""
+    table = object.__new__(Neighbors)
+    rng = np.random.default_rng(seed)
+    table.rows = np.arange(pairs) * 2
+    table.indices = np.full((pairs, k), -1, dtype=np.int32)
+    for position in np.flatnonzero(rng.random(pairs) > 0.1):
+        others = rng.choice(np.delete(table.rows, position), rng.integers(1, k + 1), replace=False)
+        table.indices[position, : len(others)] = others
+    return table
+
+
+@pytest.mark.parametrize(("pairs", "k"), [(2, 1), (40, 1), (137, 5), (20_000, 3)])
+def test_pairs_are_matched_with_neighbors_and_none_is_left_that_has_a_free_one(pairs: int, k: int) -> None:
+    table = table_of(pairs, k)
+    partner = table.match(np.random.default_rng(1))
+    assert np.array_equal(partner[partner], np.arange(pairs))
+    lists = [set(line[line >= 0].tolist()) for line in table.indices]
+    for position, other in enumerate(partner):
+        if other == position:
+            assert all(partner[number // 2] != number // 2 for number in lists[position])
+        else:
+            assert table.rows[other] in lists[position] or table.rows[position] in lists[other]
+    assert (partner == table.match(np.random.default_rng(1))).all()
+    assert pairs == 2 or (partner != table.match(np.random.default_rng(2))).any()
+
+
+def test_partners_are_drawn_uniformly() -> None:
+    table = neighbors([[4, 5, 6, 7], *[[-1] * 4] * 7])
+    partners = [table.match(np.random.default_rng(seed))[0] for seed in range(2000)]
+    counts = [partners.count(position) for position in range(2, 6)]
+    assert sum(counts) == 2000
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("pairs", "batch_size"), [(137, 8), (137, 9), (500, 64), (5, 4), (6, 4), (9, 64), (9, 4), (10, 4)]
+)
+def test_neighborhood_batches_hold_every_pair_once_its_partner_and_a_neighbor_of_its_own(
+    pairs: int, batch_size: int
+) -> None:
+    table = table_of(pairs, 5)
+    plan, again, other = (
+        plan_epoch(table.rows, table, batch_size, flip=True, seed=1, epoch=epoch, neighborhoods=True)
+        for epoch in (3, 3, 4)
+    )
+    assert sorted(np.concatenate([batch.rows for batch in plan])) == table.rows.tolist()
+    partner = table.rows[table.match(np.random.default_rng([1, 3]))]
+    for number, batch in enumerate(plan):
+        last = number == len(plan) - 1
+        assert len(batch.rows) in (batch_size, batch_size - 1) or (last and 3 <= len(batch.rows) <= batch_size + 2)
+        assert np.isin(partner[batch.rows // 2], batch.rows).all()
+        for row, drawn in zip(batch.rows, batch.neighbors, strict=True):
+            possible = np.intersect1d(table.indices[row // 2], batch.rows)
+            assert drawn in possible if len(possible) else drawn == -1
+    for left, right in zip(plan, again, strict=True):
+        assert all(np.array_equal(vars(left)[name], vars(right)[name]) for name in vars(left))
+    assert [batch.rows.tolist() for batch in plan] != [batch.rows.tolist() for batch in other]
+
+
+def test_the_neighbor_in_the_batch_is_drawn_uniformly_and_from_no_other_batch() -> None:
+    table = neighbors([[4, 5, 6, 7], [8, 9, -1, -1], *[[-1] * 4] * 6])
+    batches = np.array([0, 1, 0, 0, 1, 0, 1, 0])
+    rng = np.random.default_rng(0)
+    drawn = np.stack([table.draw_within(np.arange(8), batches, rng) for _ in range(3000)])
+    assert (drawn[:, 1] == 8).all() and (drawn[:, 2:] == -1).all()
+    counts = [(drawn[:, 0] == number).sum() for number in (4, 5, 7)]
+    assert sum(counts) == 3000
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_val_and_test_need_two_images(tmp_path: Path, split: str) -> None:
     splits = ["train", "val", "val", "test", "test"]
