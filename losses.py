@@ -224,6 +224,7 @@ def retrieval_loss_terms(
     neighbor_texts: Tensor | None = None,
     neighbor_ids: Tensor | None = None,
     has_neighbor: Tensor | None = None,
+    known_neighbors: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms of Eq. 8 over one batch of pairs (x_i, y_i) and, where given, their drawn neighbors (x_i', y_i').
 
@@ -236,17 +237,23 @@ def retrieval_loss_terms(
     `functools.partial(angular_npairs_loss, tan_squared_alpha=1.0)`. images, texts, neighbor_images, neighbor_texts:
     (B, D), or whatever base_loss takes. ids, neighbor_ids: (B,), the image_ids of the pairs and of their neighbors.
     has_neighbor: (B,) bool, False where a pair has no neighbor and what stands in its place does not count; None means
-    that all have one.
+    that all have one. known_neighbors: (B, B) bool, True where pair j is no negative of pair i in any term; None for no
+    such pairs. That is ours, for batches that hold the neighbors themselves: pairs drawn at random are hardly ever
+    neighbors, but in those l_i2t and l_sym would push apart what l_img and l_text pull together.
 
-    Raises ValueError where neighbors come without their ids, and what base_loss and `negative_mask` raise.
+    Raises ValueError where neighbors come without their ids, for a known_neighbors of another type or shape, and what
+    base_loss and `negative_mask` raise.
     """
-    mask = negative_mask(ids, ids)
-    terms = {"l_i2t": base_loss(images, texts, texts, mask), "l_sym": base_loss(texts, images, images, mask)}
+    others = negative_mask(ids, ids)
+    if known_neighbors is not None:
+        _check_bool("known_neighbors", known_neighbors, others.shape)
+        others = others & ~known_neighbors
+    terms = {"l_i2t": base_loss(images, texts, texts, others), "l_sym": base_loss(texts, images, images, others)}
     if neighbor_images is None and neighbor_texts is None:
         return terms
     if neighbor_ids is None:
         raise ValueError("neighbors need neighbor_ids, to be masked where they sit in the batch")
-    mask = negative_mask(ids, ids, neighbor_ids)
+    mask = others & negative_mask(ids, ids, neighbor_ids)
     if has_neighbor is not None:
         mask = mask & has_neighbor[:, None]
     if neighbor_images is not None:

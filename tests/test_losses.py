@@ -383,6 +383,33 @@ def test_terms_are_eq_3_4_6_and_7(base_loss: losses.NPairsLoss) -> None:
 
 
 @every_base_loss
+def test_known_neighbors_are_no_negatives_in_any_term(base_loss: losses.NPairsLoss) -> None:
+    """Neighborhood batches: the positives are pairs of the batch, one has none, and neighbors are masked."""
+    x, y = unit_vectors(6, 3, seed=1), unit_vectors(6, 3, seed=2)
+    ids, known = torch.tensor([10, 11, 12, 10, 13, 14]), torch.zeros(6, 6, dtype=torch.bool)
+    for i, j in ((0, 1), (2, 3), (4, 2)):
+        known[i, j] = known[j, i] = True
+    places, has = torch.tensor([1, 0, 3, 2, 2, 0]), torch.tensor([True, True, True, True, True, False])
+    terms = retrieval_loss_terms(base_loss, x, y, ids, x[places], y[places], ids[places], has, known)
+    others, within = (torch.zeros(6, 6, dtype=torch.bool) for _ in range(2))
+    for i in range(6):
+        for j in range(6):
+            others[i, j] = ids[i] != ids[j] and not known[i, j]
+            within[i, j] = others[i, j] and ids[j] != ids[places[i]] and has[i]
+    expected = {
+        "l_i2t": loop_of(base_loss, x, y, y, others),
+        "l_sym": loop_of(base_loss, y, x, x, others),
+        "l_img": loop_of(base_loss, x, x[places], x, within),
+        "l_text": loop_of(base_loss, y, y[places], y, within),
+    }
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected)
+    without = retrieval_loss_terms(base_loss, x, y, ids, x[places], y[places], ids[places], has)
+    assert all(terms[name] < without[name] for name in terms)
+    with pytest.raises(ValueError, match="known_neighbors must be bool"):
+        retrieval_loss_terms(base_loss, x, y, ids, known_neighbors=known.float())
+
+
+@every_base_loss
 def test_symmetric_term_exchanges_images_and_texts(base_loss: losses.NPairsLoss) -> None:
     x, y = unit_vectors(5, 3, seed=1), unit_vectors(5, 3, seed=2)
     terms, exchanged = (retrieval_loss_terms(base_loss, *batch, torch.arange(5)) for batch in ((x, y), (y, x)))
