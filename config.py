@@ -295,6 +295,9 @@ class Training:
 
     batch_size: int = 64
     """Pairs in a minibatch."""
+    batches: Literal["random", "neighborhoods"] = "random"
+    """Batches at random, with a neighbor of each pair drawn and encoded beside them; or of pairs with a neighbor each,
+    who is then L_img's and L_text's positive: half the images and texts, and known neighbors are no negatives."""
     learning_rate: float = 1e-4
     """Adam's learning rate."""
     weight_decay: float = 1e-5
@@ -551,6 +554,13 @@ def mistakes(settings: Settings) -> list[str]:
         found.append("loss.tile_negatives goes with loss.base angular and loss.form logsumexp")
     if settings.loss.structure == "ground_truth" and settings.loss.base != "struc":
         found.append("loss.structure ground_truth goes with loss.base struc")
+    if settings.training.batches == "neighborhoods":
+        if settings.loss.base not in ("angular", "triplet"):
+            found.append("training.batches neighborhoods goes with loss.base angular and triplet")
+        if settings.neighbors.draw != "neighbors":
+            found.append("training.batches neighborhoods goes with neighbors.draw neighbors")
+        if settings.training.batch_size < 4:
+            found.append("training.batches neighborhoods needs a training.batch_size of 4 or more, for two couples")
     if settings.dataset.source == "manifest" and not settings.dataset.manifest:
         found.append("dataset.source manifest needs dataset.manifest, the file with the pairs")
     for source, files in NEEDED_IN_ROOT.items():

@@ -250,6 +250,8 @@ def mistakes_in_weights(settings: Settings, arguments: Any) -> list[str]:
         found.append("loss.base fine_grained takes both ways at once and has no symmetric term; let SYM be 0")
     if settings.loss.structure == "ground_truth" and arguments.img:
         found.append("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
+    if settings.training.batches == "neighborhoods" and not (arguments.img or arguments.text_weight):
+        found.append("training.batches neighborhoods needs IMG or TEXT above 0: without them no neighbor is needed")
     return found
 
 
@@ -274,6 +276,7 @@ class Trainer:
         if weights.img or self.neighbor_texts:
             estimated = reads_neighbors(settings, weights)
             self.neighbors = Neighbors(settings, data) if estimated else OtherTexts(data)
+        self.within_batch = self.neighbors is not None and training.batches == "neighborhoods"
         self.loss_terms = make_loss_terms(settings.loss)
         self.term_weights = weights.of_terms()
         if settings.model.pvse.embeddings > 1:
@@ -320,6 +323,7 @@ class Trainer:
             flip=training.horizontal_flip,
             seed=settings.seed,
             epoch=self.epoch,
+            neighborhoods=self.within_batch,
         )
         rest = plan[self.batches_done :]
         self.model.train()
@@ -410,9 +414,12 @@ class Trainer:
         demand_readable(self.images.unreadable, len(images.paths), self.settings.training.max_unreadable_share)
 
     def image_requests(self, plan: list[BatchPlan]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Image numbers and flips of each batch: the pairs' images, then, for L_img, those of their neighbors."""
+        """Image numbers and flips of each batch: the pairs' images, then, for L_img, those of their neighbors.
+
+        Neighborhood batches hold the neighbors already.
+        """
         image = self.data.images.of_pair
-        if not self.weights.img:
+        if not self.weights.img or self.within_batch:
             return [(image[batch.rows], batch.flips) for batch in plan]
         return [
             (
@@ -428,9 +435,14 @@ class Trainer:
         return np.where(batch.neighbors >= 0, batch.neighbors, batch.rows)
 
     def losses(self, batch: BatchPlan, images: Tensor) -> dict[str, Tensor]:
-        """The terms on one batch, by name; images and neighbors' images pass through the encoder as one."""
+        """The terms on one batch, by name; images and neighbors' images pass through the encoder as one.
+
+        In a neighborhood batch the neighbors are looked up among its pairs. One whose place another pair has taken, its
+        image being lost, is masked as if there were none.
+        """
         size, positives = len(batch.rows), self.positives(batch)
-        rows = np.concatenate([batch.rows, positives]) if self.neighbor_texts else batch.rows
+        besides = self.neighbor_texts and not self.within_batch
+        rows = np.concatenate([batch.rows, positives]) if besides else batch.rows
         tokens, lengths = self.data.texts(rows)
         residuals: tuple[Tensor, ...] = ()
         with autocast(self.settings, self.device):
@@ -445,14 +457,22 @@ class Trainer:
         if self.settings.loss.base == "struc" and drawn_from_lists:
             members = self.neighbors.contain(batch.rows, np.concatenate([batch.rows, positives]))
             known["neighborhoods"] = torch.from_numpy(members).to(self.device)
+        x_near, y_near, has_neighbor = x[size:], y[size:], batch.neighbors >= 0
+        if self.within_batch:
+            found = batch.neighbors[:, None] == batch.rows
+            has_neighbor = found.any(axis=1)
+            places = torch.from_numpy(found.argmax(axis=1)).to(self.device)
+            x_near, y_near = x[places], y[places]
+            near = self.neighbors.contain(batch.rows, batch.rows)  # being a neighbor is not mutual
+            known["known_neighbors"] = torch.from_numpy(near | near.T).to(self.device)
         terms = self.loss_terms(
             x[:size],
             y[:size],
             ids,
-            neighbor_images=x[size:] if self.weights.img else None,
-            neighbor_texts=y[size:] if self.weights.text else None,
+            neighbor_images=x_near if self.weights.img else None,
+            neighbor_texts=y_near if self.weights.text else None,
             neighbor_ids=torch.from_numpy(self.data.image_ids[positives]).to(self.device),
-            has_neighbor=torch.from_numpy(batch.neighbors >= 0).to(self.device),
+            has_neighbor=torch.from_numpy(has_neighbor).to(self.device),
             **known,
         )
         if self.pairwise:

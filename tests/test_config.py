@@ -114,6 +114,11 @@ def test_all_wrong_values_are_listed_at_once() -> None:
         ["--loss.tile_negatives", "true", "--loss.form", "hinge"],
         ["--dataset.source", "manifest"],
         ["--dataset.val_share", "0.6", "--dataset.test_share", "0.5"],
+        ["--training.batches", "neighborhoods", "--neighbors.draw", "anywhere"],
+        ["--training.batches", "neighborhoods", "--loss.base", "struc"],
+        ["--training.batches", "neighborhoods", "--loss.base", "struc", "--loss.structure", "ground_truth"],
+        ["--training.batches", "neighborhoods", "--loss.base", "fine_grained"],
+        ["--training.batches", "neighborhoods", "--training.batch_size", "3"],
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(words: list[str]) -> None:

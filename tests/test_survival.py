@@ -67,7 +67,12 @@ def demand_same_run(run: Path, undisturbed: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings", [[], ["--model.image.cache_features", "false", "--training.workers", "1", "--loss.base", "triplet"]]
+    "settings",
+    [
+        [],
+        ["--model.image.cache_features", "false", "--training.workers", "1", "--loss.base", "triplet"],
+        ["--training.batches", "neighborhoods"],
+    ],
 )
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     prepared_once: Path, tmp_path: Path, settings: list[str]
@@ -299,6 +304,7 @@ def test_a_lost_image_gives_way_to_a_pair_and_a_neighbor_that_can_be_read() -> N
     trainer.settings, trainer.weights, trainer.epoch = Settings(seed=5), training.Weights(1, 0.5, 0), 2
     trainer.settings.training.max_unreadable_share = 0.5
     trainer.images, trainer.neighbors, trainer.told = Images(), Neighbors(), set()
+    trainer.within_batch = False
     of_pair = np.arange(20) % 10
     images = type("", (), {"of_pair": of_pair, "paths": list(range(10))})
     trainer.data = type("", (), {"rows": {"train": np.arange(10, 20)}, "images": images})

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_losses import LOGSUMEXP, loop_of, unit_vectors
 
 import artifacts
 import train_cross_modal_retrieval_model as training
 from config import Settings
-from datasets import BatchPlan
+from datasets import BatchPlan, Neighbors
 from runs import Weights
 
 
@@ -63,3 +64,88 @@ def test_a_checkpoint_has_nothing_of_the_process_that_wrote_it(tmp_path: Path, m
         trainer.save(tmp_path / f"{number}" / "best.pt")
     assert (tmp_path / "12" / "best.pt").read_bytes() == (tmp_path / "34567" / "best.pt").read_bytes()
     assert torch.load(tmp_path / "12" / "best.pt", weights_only=True)["step"] == 2
+
+
+# Neighborhood batches
+
+
+class Numbers:
+    """Images whose pixels are their numbers."""
+
+    def __init__(self, *lost: int) -> None:
+        self.unreadable = {number: f"{number} is lost" for number in lost}
+
+    def load(self, numbers: np.ndarray, flips: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(numbers)
+
+
+X, Y = unit_vectors(20, 4, seed=1), unit_vectors(20, 4, seed=2)
+LISTS = {0: [1, 3], 1: [0], 2: [4], 3: [2], 4: [], 5: [0, 4], 6: [5], 7: [], 8: [6], 9: []}
+"""Neighbors by pair; the pairs 0 and 7 share an image id."""
+
+
+def neighborhood_trainer(*lost: int) -> training.Trainer:
+    """A trainer of neighborhood batches whose model knows the embeddings of each image and text by its number."""
+    trainer = object.__new__(training.Trainer)
+    trainer.settings, trainer.weights, trainer.epoch = Settings(seed=3), Weights(1, 0.3, 0.2), 1
+    trainer.settings.training.max_unreadable_share = 0.5
+    trainer.device, trainer.told, trainer.pairwise = torch.device("cpu"), set(), None
+    trainer.images, trainer.term_weights = Numbers(*lost), trainer.weights.of_terms()
+    trainer.within_batch = trainer.neighbor_texts = True
+    trainer.neighbors = object.__new__(Neighbors)
+    trainer.neighbors.rows, trainer.neighbors.anywhere = np.arange(10), None
+    trainer.neighbors.indices = np.array([[*line, -1, -1][:2] for line in LISTS.values()], dtype=np.int32)
+    trainer.data = SimpleNamespace(
+        image_ids=np.array([0, 1, 2, 3, 4, 5, 6, 0, 8, 9]),
+        images=SimpleNamespace(of_pair=np.arange(10), paths=list(range(10))),
+        rows={"train": np.arange(10)},
+        texts=lambda rows: (torch.from_numpy(rows), torch.ones(len(rows))),
+    )
+    trainer.loss_terms = training.make_loss_terms(trainer.settings.loss)
+    trainer.model = lambda images, tokens, lengths: (X[images], Y[tokens])
+    return trainer
+
+
+def expected_terms(rows: list[int], positives: dict[int, int], image_ids: list[int]) -> dict[str, float]:
+    """Eq. 3, 4, 6 and 7 of a batch of pairs, and the positives of those that have one, triplet by triplet."""
+    x, y, place = X[rows], Y[rows], torch.tensor([rows.index(positives.get(row, row)) for row in rows])
+    others, within = (torch.zeros(len(rows), len(rows), dtype=torch.bool) for _ in range(2))
+    for i, a in enumerate(rows):
+        for j, n in enumerate(rows):
+            others[i, j] = image_ids[a] != image_ids[n] and n not in LISTS[a] and a not in LISTS[n]
+            within[i, j] = others[i, j] and a in positives and image_ids[n] != image_ids[positives[a]]
+    return {
+        "l_i2t": loop_of(LOGSUMEXP, x, y, y, others),
+        "l_sym": loop_of(LOGSUMEXP, y, x, x, others),
+        "l_img": loop_of(LOGSUMEXP, x, x[place], x, within),
+        "l_text": loop_of(LOGSUMEXP, y, y[place], y, within),
+    }
+
+
+def test_positives_of_a_neighborhood_batch_are_its_own_pairs() -> None:
+    trainer, none = neighborhood_trainer(), np.zeros(7, dtype=bool)
+    batch = BatchPlan(np.array([0, 1, 3, 2, 5, 4, 7]), np.array([1, 0, 2, 4, 0, -1, -1]), none, none)
+    ((numbers, flips),) = trainer.image_requests([batch])
+    assert numbers.tolist() == batch.rows.tolist() and len(flips) == 7  # and no neighbors beside them
+    assert trainer.readable(batch, torch.from_numpy(numbers))[0] is batch
+    model, passed = trainer.model, []
+    trainer.model = lambda images, tokens, lengths: passed.append((images, tokens)) or model(images, tokens, lengths)
+    terms = trainer.losses(batch, torch.from_numpy(numbers))
+    assert [(len(images), len(tokens)) for images, tokens in passed] == [(7, 7)]
+    expected = expected_terms(batch.rows.tolist(), {0: 1, 1: 0, 3: 2, 2: 4, 5: 0}, trainer.data.image_ids.tolist())
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected)
+
+
+def test_a_neighbor_whose_image_is_lost_is_no_positive() -> None:
+    trainer, none = neighborhood_trainer(1), np.zeros(5, dtype=bool)
+    batch = BatchPlan(np.array([0, 1, 3, 2, 5]), np.array([1, 0, 2, -1, 0]), none, none)
+    new, numbers = trainer.readable(batch, torch.from_numpy(batch.rows))
+    taken = int(new.rows[1])
+    assert taken != 1 and numbers.tolist() == new.rows.tolist() and batch.rows[1] == 1
+    assert new.neighbors.tolist()[2:] == [2, -1, 0] and new.neighbors[0] == 1  # planned, and not there any more
+    positives = {3: 2, 5: 0}
+    if new.neighbors[1] in new.rows:  # of the pair that took the place, drawn from all of its list
+        positives[taken] = int(new.neighbors[1])
+    terms = trainer.losses(new, numbers)
+    expected = expected_terms(new.rows.tolist(), positives, trainer.data.image_ids.tolist())
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected)

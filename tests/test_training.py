@@ -245,6 +245,7 @@ def test_changed_inputs_and_settings_are_told(prepared: Path) -> None:
         (["1", "0.3", "0.2", "--training.batchsize", "3"], "did you mean training.batch_size?"),
         (["1", "0.3", "0.2", "--work", "/nowhere"], "run prepare_dataset.py"),
         (["1", "0.3", "0.2", "--training.batch_size", "0"], "training.batch_size"),
+        (["1", "0", "0", "--training.batches", "neighborhoods"], "needs IMG or TEXT above 0"),
     ],
 )
 def test_a_wrong_command_line_ends_in_one_line(words: list[str], message: str) -> None:
@@ -310,7 +311,14 @@ def test_cached_features_train_as_pixels_do_flips_included(prepared: Path, weigh
             torch.testing.assert_close(with_cache[name], without[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("words", [["--loss.base", "struc"], ["--model.pvse.embeddings", "3"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--loss.base", "struc"],
+        ["--model.pvse.embeddings", "3"],
+        ["--training.batches", "neighborhoods", "--model.pvse.embeddings", "2"],
+    ],
+)
 def test_other_methods_train_too(prepared: Path, words: list[str]) -> None:
     run = train(prepared, *words)
     curves = scalars(run)
