@@ -312,8 +312,9 @@ class Training:
     """Epochs without lower validation loss after which training stops."""
     horizontal_flip: bool = True
     """Mirror each train image with probability 1/2."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16 runs the model under autocast; the losses stay in float32."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """tf32 rounds the factors of products on a GPU to 10 bits (on a CPU it is float32); bf16 runs the model under
+    autocast, and the losses stay in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU where there is one."""
     workers: int | None = None

@@ -234,8 +234,13 @@ def be_deterministic(settings: Settings) -> None:
 
 
 def choose_device(settings: Settings) -> torch.device:
-    """The device that `training.device` names; raises UserError where a GPU is asked for and there is none."""
+    """The device that `training.device` names, set to the products of `training.precision`.
+
+    Raises UserError where a GPU is asked for and there is none.
+    """
     if settings.training.device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device is cuda, and torch sees no GPU; set it to auto or cpu")
+    # Every script that runs a model comes by here. torch's own default is TF32 in convolutions and RNNs.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = settings.training.precision == "tf32"
     use_gpu = settings.training.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_gpu else "cpu")

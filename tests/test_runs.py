@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 
 from config import Settings, UserError
 from pairs import SCHEMA, write_pairs
-from runs import Weights, read_run, start_run, what_changed_since
+from runs import Weights, choose_device, read_run, start_run, what_changed_since
 
 WEIGHTS = Weights(1, 0, 0)
 
@@ -95,3 +96,12 @@ def test_a_missing_input_is_told(settings: Settings, run: Path) -> None:
     (settings.work_folder / "doc2vec" / "tokens.npy").unlink()
     with pytest.raises(UserError, match=r"tokens\.npy is not there; run steps 0 to 3"):
         what_changed_since(run, settings)
+
+
+def test_products_on_a_gpu_are_rounded_to_tf32_only_where_asked_for() -> None:
+    settings, flags = Settings(), (torch.backends.cudnn, torch.backends.cuda.matmul)
+    settings.training.device = "cpu"
+    for precision in ("float32", "tf32", "bf16", "tf32", "float32"):
+        settings.training.precision = precision
+        assert choose_device(settings) == torch.device("cpu")
+        assert all(flag.allow_tf32 is (precision == "tf32") for flag in flags)
