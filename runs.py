@@ -37,6 +37,7 @@ NOT_OF_A_RUN = (
     "evaluation.",
     "tuning.",
     "training.device",
+    "training.compile",  # but for rounding
     "training.workers",
     "training.log_every",
     "training.show_results_every",

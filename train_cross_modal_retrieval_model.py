@@ -270,6 +270,8 @@ class Trainer:
         self.settings, self.weights, self.data = settings, weights, data
         self.model, self.images, self.device = model, images, device
         training = settings.training
+        if training.compile:
+            model.images.backbone.compile()  # in place: checkpoints keep their names
         self.pairwise = PairwiseLoss(settings, data, device) if settings.loss.base == "fine_grained" else None
         self.neighbor_texts = bool(weights.text or (self.pairwise and self.pairwise.with_neighbors))
         self.neighbors: Neighbors | OtherTexts | None = None

@@ -119,6 +119,7 @@ def test_all_wrong_values_are_listed_at_once() -> None:
         ["--training.batches", "neighborhoods", "--loss.base", "struc", "--loss.structure", "ground_truth"],
         ["--training.batches", "neighborhoods", "--loss.base", "fine_grained"],
         ["--training.batches", "neighborhoods", "--training.batch_size", "3"],
+        ["--training.compile", "true", "--model.pvse.embeddings", "2"],
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(words: list[str]) -> None:
@@ -218,6 +219,7 @@ def test_wrong_types_ranges_and_combinations_are_listed_together(tmp_path: Path)
         (["--training.pixel_cache", "raw", "--training.pixel_cache_gb", "2"], "training.pixel_cache_gb"),
         (["--model.pvse.embeddings", "1", "--model.pvse.mmd_weight", "1"], "model.pvse.mmd_weight"),
         (["--dataset.synthetic.pairs", "20"], "dataset.synthetic.pairs"),
+        (["--training.compile", "true", "--model.image.trainable", "false"], "training.compile"),
         (["--dataset.near_duplicates=false", "--dataset.near_duplicate_threshold=0.5"], "near_duplicate_threshold"),
     ],
 )

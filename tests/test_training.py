@@ -324,6 +324,7 @@ def test_other_methods_train_too(prepared: Path, words: list[str]) -> None:
     curves = scalars(run)
     losses = [value for _, value in curves["data/val_loss"]]
     assert min(losses[1:]) < losses[0]
+    assert min(rate for _, rate in curves["speed/pairs_a_second"]) > 0
     terms = {"l_i2t": 1, "l_sym": 1, "l_img": 0.3, "l_text": 0.2}
     if "--loss.base" not in words:
         terms |= {"l_diversity": 0.1, "l_mmd": 0.01}
@@ -412,6 +413,44 @@ def test_the_papers_model_trains_end_to_end(prepared: Path) -> None:
     losses = [value for _, value in scalars(run)["data/val_loss"]]
     assert min(losses[1:]) < losses[0]
     run_script("evaluate.py", "--run", run)
+
+
+COMPILED = [
+    *("--model.image.backbone", "resnet18", "--model.image.weights", "none", "--model.image.trainable", "true"),
+    *("--training.compile", "true"),
+]
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile takes a C++ compiler: g++")
+def test_a_compiled_backbone_trains_as_one_that_is_not(prepared: Path) -> None:
+    found, names = [], []
+    for words in (COMPILED, COMPILED[:-2]):
+        settings = settings_of(prepared, *words)
+        data, device = load_prepared(settings), torch.device("cpu")
+        model = build_model(settings, np.load(prepared / "doc2vec" / "word_vectors.npy"))
+        images = image_source(settings, data, device)
+        trainer = training.Trainer(settings, Weights(1, 0.3, 0.2), data, model.train(), images, device)
+        plan = plan_epoch(data.rows["train"], trainer.neighbors, 32, flip=True, seed=0, epoch=1)[:3]
+        torch.manual_seed(0)
+        for batch, pixels in zip(plan, images.batches(trainer.image_requests(plan)), strict=True):
+            terms = trainer.losses(batch, pixels)
+            found.append(torch.stack(list(terms.values())).detach())
+            sum(terms.values()).backward()
+            trainer.optimizer.step()
+        names.append(model.checkpoint().keys())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert names[0] == names[1]
+    for step, tolerance in enumerate((1e-4, 0.02, 0.02)):  # Adam's first steps go by the signs of the gradients
+        torch.testing.assert_close(found[step], found[3 + step], rtol=tolerance, atol=0)
+    assert not torch.allclose(found[0], found[2], rtol=0.02)
+
+
+def test_a_compiler_that_is_missing_is_told(prepared: Path, tmp_path: Path) -> None:
+    nothing = {"CXX": "no-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    words = ["1", "0", "0", *TINY, "--work", prepared, *COMPILED]
+    told = one_line_error(run_script(SCRIPT, *words, ok=False, **nothing))
+    assert "No working C++ compiler found" in told and "g++, or leave out training.compile" in told
+    run_script(SCRIPT, *words[:-2], "--resume")
 
 
 def test_a_hinge_that_nothing_reaches_is_told(prepared: Path) -> None:
