@@ -90,8 +90,7 @@ def open_pixel_cache(
 ) -> PixelCache:
     """The cache in `folder`, made where it is not there or was made from other files; one that was stopped goes on.
 
-    Raises UserError where it cannot be written or the disk has too little room, and MemoryError where a process that
-    decodes was killed.
+    Raises UserError where it cannot be written, the disk has too little room, or a process that decodes was killed.
     """
     stamp, count = folder / "pixels.json", len(images.paths)
     if not (stamp.is_file() and read_json(stamp)["made_from"] == made_from):

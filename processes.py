@@ -2,15 +2,15 @@
 
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
-from pathlib import Path
 from typing import Any
+
+from config import UserError
 
 
 def cores() -> int:
@@ -29,7 +29,7 @@ def process_pool(processes: int | None = None) -> ProcessPoolExecutor:
 def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int | None = None) -> Iterator[Any]:
     """`function` of each item, in order, by a pool; few items wait, where `pool.map` would take them all in at once.
 
-    With 0 processes this one does the work. Raises MemoryError where a process was killed.
+    With 0 processes this one does the work. Raises UserError where a process was killed.
     """
     if processes == 0:
         yield from map(function, items)
@@ -44,7 +44,10 @@ def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int 
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise MemoryError(f"a process of {Path(sys.argv[0]).name} was killed") from None
+            raise UserError(
+                "a process that works for this one was killed, as happens where memory runs out; make room and run it "
+                "again: it goes on where it was"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
