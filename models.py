@@ -209,6 +209,15 @@ class WordEmbeddings(nn.Embedding):
             self.weight[0] = 0
 
 
+def _of_like_length(lengths: Tensor) -> list[slice]:
+    """Parts of texts of ascending `lengths` (B,), in each of which the longest is at most half as long again."""
+    starts = [0]
+    for place, length in enumerate(lengths.tolist()):
+        if length > 1.5 * lengths[starts[-1]]:
+            starts.append(place)
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True)]
+
+
 class GRUEncoder(nn.Module):
     """Text stream f_T: a GRU's last hidden state, linear to D, L2 normalisation."""
 
@@ -227,12 +236,29 @@ class GRUEncoder(nn.Module):
 
     def projected(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """As `forward`, before normalisation."""
+        if tokens.is_cuda:
+            return self.project(self.last_states_packed(tokens, lengths))
+        return self.project(self.last_states(tokens, lengths))
+
+    def last_states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The state (B, H) at each text's last word, texts of like length taken together.
+
+        A GRU never looks ahead, so padding leaves the state at a text's last word as it is.
+        """
+        states, order = [], lengths.argsort(stable=True)
+        for part in _of_like_length(lengths[order]):
+            rows = order[part]
+            ends = lengths[rows].to(tokens.device)
+            of_all, _ = self.gru(self.dropout(self.embed(tokens[rows, : int(ends[-1])])))
+            last = (ends - 1)[:, None, None].expand(-1, 1, of_all.shape[2])
+            states.append(of_all.gather(1, last).squeeze(1))
+        return torch.cat(states)[order.argsort().to(tokens.device)]
+
+    def last_states_packed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """As `last_states`, for a GPU: packed sequences, which keep PyTorch from its fused kernels on a CPU."""
         words = self.dropout(self.embed(tokens))
-        # A GRU never looks ahead, so padding leaves the state at a text's last word as it is. Packed sequences say the
-        # same, but keep PyTorch from its fused kernels: several times slower on a CPU, in bf16 far more.
-        states, _ = self.gru(words)
-        last = (lengths.to(states.device) - 1)[:, None, None].expand(-1, 1, states.shape[2])
-        return self.project(states.gather(1, last).squeeze(1))
+        packed = nn.utils.rnn.pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return self.gru(packed)[1][0]
 
 
 class BagOfWords(nn.Module):

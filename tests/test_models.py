@@ -1,5 +1,6 @@
 """The two streams: shapes, unit length, padding, freezing, initialisation, weights from files."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import config
 from config import Settings, UserError
 from encoding import autocast
 from losses import angular_npairs_loss, retrieval_loss_terms
-from models import Backbone, ImageEncoder, TwoStream, build_model, xavier_
+from models import Backbone, GRUEncoder, ImageEncoder, TwoStream, _of_like_length, build_model, xavier_
 
 WORDS = np.random.default_rng(0).normal(size=(30, 12)).astype(np.float32)
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -69,6 +70,23 @@ def test_gru_takes_the_last_hidden_state_of_each_text() -> None:
     states, _ = texts.gru(texts.embed(TOKENS[1:2, :3]))
     expected = nn.functional.normalize(texts.project(states[0, -1]), dim=0)
     torch.testing.assert_close(texts(TOKENS, LENGTHS)[1], expected)
+
+
+@pytest.mark.parametrize("way", [GRUEncoder.last_states, GRUEncoder.last_states_packed])
+def test_states_of_texts_of_any_length_are_those_of_each_alone(way: Callable[..., torch.Tensor]) -> None:
+    gru = GRUEncoder(config.TextEncoder(hidden_size=7), WORDS, 5).double()
+    lengths = torch.tensor([3, 1, 9, 4, 3, 30, 2, 10])
+    tokens = torch.randint(1, len(WORDS), (8, 30)) * (torch.arange(30) < lengths[:, None])
+    states = way(gru, tokens, lengths)
+    alone = torch.stack([gru.gru(gru.embed(tokens[row, None, : lengths[row]]))[0][0, -1] for row in range(8)])
+    torch.testing.assert_close(states, alone)
+    gradients = [torch.autograd.grad(each.square().sum(), gru.gru.weight_hh_l0)[0] for each in (states, alone)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_texts_of_like_length_share_a_part() -> None:
+    lengths = torch.tensor([1, 1, 2, 3, 3, 4, 5, 7, 30])
+    assert [lengths[part].tolist() for part in _of_like_length(lengths)] == [[1, 1], [2, 3, 3], [4, 5], [7], [30]]
 
 
 def test_word_embeddings_start_from_doc2vec_and_padding_stays_zero() -> None:
