@@ -1,5 +1,6 @@
 """From the prepared files in WORK to batches: which pairs and neighbors, their token arrays, their images."""
 
+import dataclasses
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -232,6 +233,10 @@ class BatchPlan:
     neighbor_flips: np.ndarray
     """(B,) bool."""
 
+    def part(self, places: slice) -> "BatchPlan":
+        """Some of the pairs; it shares this plan's memory."""
+        return BatchPlan(*(getattr(self, field.name)[places] for field in dataclasses.fields(self)))
+
 
 def plan_epoch(
     rows: np.ndarray,
@@ -242,12 +247,14 @@ def plan_epoch(
     seed: int,
     epoch: int,
     neighborhoods: bool = False,
+    processes: int = 1,
 ) -> list[BatchPlan]:
     """All minibatches of an epoch: each train pair once, in random order, each with a neighbor drawn afresh.
 
     Everything random is drawn here, from `seed` and `epoch` alone, so that a batch is the same whatever came before it:
     a resumed run goes on as if it had never stopped. A last pair that would be alone joins the batch before: it has no
-    negatives, and batch normalisation nothing to normalise over.
+    negatives, and batch normalisation nothing to normalise over. So do last pairs that are fewer than two for each of
+    the `processes` that share a batch.
 
     With `neighborhoods` the pairs are matched with neighbors, couples share a batch, and the neighbor that is drawn is
     one of the batch, so that nothing else has to be loaded. That is ours. A last couple has no negatives either.
@@ -257,7 +264,8 @@ def plan_epoch(
         order, starts = order_of_couples(neighbors.match(rng), batch_size, rng)
     else:
         order, starts = rng.permutation(len(rows)), list(range(0, len(rows), batch_size))
-    if batch_size > 1 and len(starts) > 1 and len(rows) - starts[-1] <= (2 if neighborhoods else 1):
+    fewest = max(2 * processes, 3 if neighborhoods else 2)
+    if batch_size > 1 and len(starts) > 1 and len(rows) - starts[-1] < fewest:
         starts.pop()
     if neighborhoods:
         sizes = np.diff([*starts, len(rows)])

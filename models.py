@@ -518,6 +518,12 @@ class PVSE(TwoStream):
         self.images = PVSEImageEncoder(settings.image, settings.dimensions, embeddings, dropout)
         self.texts = PVSETextEncoder(settings.text, word_vectors, settings.dimensions, embeddings, dropout)
 
+    def forward(
+        self, images: Tensor, tokens: Tensor, lengths: Tensor, *, residuals: bool = False
+    ) -> tuple[Tensor, Tensor] | tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Embeddings (N, K, D) of images and (M, K, D) of texts, or what `with_residuals` gives."""
+        return self.with_residuals(images, tokens, lengths) if residuals else super().forward(images, tokens, lengths)
+
     def with_residuals(
         self, images: Tensor, tokens: Tensor, lengths: Tensor
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

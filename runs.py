@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 
+import distributed
 from artifacts import (
     EXTRACT_DOC2VEC,
     FIND_NEIGHBORS,
@@ -244,4 +245,4 @@ def choose_device(settings: Settings) -> torch.device:
     # Every script that runs a model comes by here. torch's own default is TF32 in convolutions and RNNs.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = settings.training.precision == "tf32"
     use_gpu = settings.training.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_gpu else "cpu")
+    return distributed.gpu() if use_gpu else torch.device("cpu")

@@ -10,6 +10,8 @@ Reads pairs.parquet, the token sequences, the word vectors and the neighbor tabl
 WORK/runs/<run>/: config.yaml, last.pt, best.pt (lowest validation loss), TensorBoard events and run.json.
 
 Ctrl-C and SIGTERM write a checkpoint and stop; with --resume the run goes on to what it would have become anyway.
+
+On several GPUs: torchrun --nproc_per_node=4 train_cross_modal_retrieval_model.py 1 0.3 0.2. They share each minibatch.
 """
 
 import contextlib
@@ -34,6 +36,7 @@ from tqdm import tqdm
 
 import boards
 import config
+import distributed
 import losses
 from artifacts import (
     EXTRACT_DOC2VEC,
@@ -76,7 +79,13 @@ from runs import (
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Train; returns the run's folder."""
+    """Train, alone or with the other processes that torchrun started; returns the run's folder."""
+    with distributed.started():
+        return train_together(argv)
+
+
+def train_together(argv: list[str] | None) -> Path:
+    """`main` in each process."""
     parser = make_parser(__doc__)
     parser.add_argument("sym", type=float, help="weight of the symmetric term, text to image")
     parser.add_argument("img", type=float, help="weight of L_img (the paper's beta)")
@@ -84,28 +93,40 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     parser.add_argument("--overwrite", action="store_true", help="train a run that is there already once more")
     parser.add_argument("--refresh", action="store_true", help="do so where its settings or inputs have changed since")
-    settings, config_file, arguments = parse_settings(parser, argv, also=mistakes_in_weights)
+    settings, config_file, arguments = distributed.agreed(
+        lambda: parse_settings(parser, argv, also=mistakes_in_weights)
+    )
     weights = Weights(arguments.sym, arguments.img, arguments.text_weight)
-
-    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
-        require(step, settings)
-    for step in steps_of_loss(settings, weights):
-        require(step, settings)
     run = settings.work_folder / "runs" / run_name(settings, config_file, weights)
-    device = choose_device(settings)
-    data = load_prepared(settings)
-    be_deterministic(settings)
-    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
-    with lock(run):
-        if arguments.overwrite or (arguments.refresh and what_changed_since(run, settings)):
-            clear_run(run)
-        if not start_run(run, settings, weights, resume=arguments.resume):
+
+    def prepare() -> tuple[torch.device, Prepared, TwoStream]:
+        for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
+            require(step, settings)
+        for step in steps_of_loss(settings, weights):
+            require(step, settings)
+        device, data = choose_device(settings), load_prepared(settings)
+        demand_enough_pairs(settings, len(data.rows["train"]))
+        be_deterministic(settings)
+        model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
+        return device, data, model
+
+    device, data, model = distributed.agreed(prepare)
+    with contextlib.ExitStack() as held:
+
+        def claim() -> bool:
+            held.enter_context(lock(run))
+            if arguments.overwrite or (arguments.refresh and what_changed_since(run, settings)):
+                clear_run(run)
+            return start_run(run, settings, weights, resume=arguments.resume)
+
+        if not distributed.by_writer(claim):
             return run
-        images = image_source(settings, data, device)
-        trainer = Trainer(settings, weights, data, model, images, device)
+        images = distributed.writer_first(lambda: image_source(settings, data, device))
+        trainer = distributed.agreed(lambda: Trainer(settings, weights, data, model, images, device))
         learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         train, val = len(data.rows["train"]), len(data.rows["val"])
-        print(f"training {run.name}: {train:,} train and {val:,} val pairs, {learned:,} parameters, on {device}")
+        where = f"{device}, in {distributed.processes()} processes" if distributed.processes() > 1 else str(device)
+        print(f"training {run.name}: {train:,} train and {val:,} val pairs, {learned:,} parameters, on {where}")
         train_until_finished(trainer, run)
     print(f"lowest validation loss {trainer.best_loss:.4f} in epoch {trainer.best_epoch} of {trainer.epoch}")
     for name in ("best.pt", "last.pt", "run.json"):
@@ -114,15 +135,25 @@ def main(argv: list[str] | None = None) -> Path:
     return run
 
 
+def demand_enough_pairs(settings: Settings, train: int) -> None:
+    """Raise UserError where a minibatch, of `train` pairs in all, has too few for the processes that share it."""
+    count, size = distributed.processes(), settings.training.batch_size
+    if count > 1 and min(size, train) < 2 * count:
+        raise UserError(
+            f"training.batch_size {size} of {train:,} train pairs is too small for {count} processes, which take two "
+            "pairs of it or more each; start fewer"
+        )
+
+
 def train_until_finished(trainer: "Trainer", run: Path) -> None:
     """The training loop, from the checkpoint in the run's folder on where there is one.
 
     Raises Stopped, after a checkpoint, where Ctrl-C or SIGTERM ask for it.
     """
     if (run / "last.pt").exists():
-        trainer.load(run / "last.pt")
+        distributed.agreed(lambda: trainer.load(run / "last.pt"))
         print(f"going on in epoch {trainer.epoch}, after step {trainer.step}")
-    else:
+    elif distributed.is_writer():
         roll_back_curves(run, {})
     minutes = trainer.settings.training.checkpoint_minutes
     started = saved = time.monotonic()
@@ -137,13 +168,14 @@ def train_until_finished(trainer: "Trainer", run: Path) -> None:
             saved = time.monotonic()
 
         def after_batch() -> None:
-            if request.signal or time.monotonic() - saved > 60 * minutes:
+            asked, due = distributed.greatest(request.signal, time.monotonic() - saved > 60 * minutes)
+            if asked or due:
                 checkpoint()
-            stop_where_asked()
+            stop_where_asked(asked)
 
-        def stop_where_asked() -> None:
-            if request.signal:
-                raise Stopped(f"stopped after step {trainer.step}; go on with --resume", request.signal)
+        def stop_where_asked(asked: int) -> None:
+            if asked:
+                raise Stopped(f"stopped after step {trainer.step}; go on with --resume", asked)
 
         if trainer.step == 0:
             trainer.validate(board)  # the untrained model: where the curves begin
@@ -153,10 +185,12 @@ def train_until_finished(trainer: "Trainer", run: Path) -> None:
             improved = trainer.validate(board)
             tqdm.write(trainer.shown)
             if improved:
-                trainer.save(run / "best.pt")
+                distributed.by_writer(lambda: trainer.save(run / "best.pt"))
             checkpoint()
             if not trainer.finished():
-                stop_where_asked()
+                stop_where_asked(*distributed.greatest(request.signal))
+        if not distributed.is_writer():
+            return
         best = {"val_loss": trainer.best_loss, "val_recall_at_1": trainer.best_recall, "best_epoch": trainer.best_epoch}
         boards.write_hparams(run, trainer.weights, trainer.settings, best, trainer.step)
     write_json(
@@ -193,9 +227,19 @@ class StopRequest:
         self.signal = number
 
 
+class NoBoard:
+    """In place of TensorBoard's writer in a process that does not write."""
+
+    def add_scalar(self, *_: object) -> None:
+        """Write nothing."""
+
+
 @contextlib.contextmanager
 def curves(run: Path) -> Iterator[SummaryWriter]:
     """TensorBoard's writer of a run; raises UserError where the disk is full or not writable."""
+    if not distributed.is_writer():
+        yield NoBoard()
+        return
     told, threading.excepthook = threading.excepthook, lambda _: None  # the writer's thread fails, and then each call
     try:
         with SummaryWriter(str(run)) as board:
@@ -269,6 +313,7 @@ class Trainer:
     ) -> None:
         self.settings, self.weights, self.data = settings, weights, data
         self.model, self.images, self.device = model, images, device
+        self.parallel = distributed.parallel(model, device, trainable_images=settings.model.image.trainable)
         training = settings.training
         if training.compile:
             model.images.backbone.compile()  # in place: checkpoints keep their names
@@ -313,11 +358,13 @@ class Trainer:
     def train_one_epoch(self, board: SummaryWriter, after_batch: Callable[[], None] = lambda: None) -> None:
         """One pass over the train pairs, or the rest of one."""
         settings, training = self.settings, self.settings.training
-        if self.batches_done:  # torch's generator is for dropout
+        self.epoch += not self.batches_done
+        if self.batches_done and self.random:  # torch's generator is for dropout
             set_random_state(self.random)
         else:
-            self.epoch += 1
-            torch.manual_seed(np.random.SeedSequence([settings.seed, self.epoch]).generate_state(1)[0].item())
+            number = [distributed.rank()] if distributed.rank() else []
+            seeds = np.random.SeedSequence([settings.seed, self.epoch, *number])
+            torch.manual_seed(seeds.generate_state(1)[0].item())
         plan = plan_epoch(
             self.data.rows["train"],
             self.neighbors,
@@ -326,13 +373,16 @@ class Trainer:
             seed=settings.seed,
             epoch=self.epoch,
             neighborhoods=self.within_batch,
+            processes=distributed.processes(),
         )
         rest = plan[self.batches_done :]
         self.model.train()
         started = time.monotonic()
         doing, before = f"epoch {self.epoch} of {training.max_epochs}", self.batches_done
-        progress = tqdm(rest, doing, len(plan), initial=before, unit="batch", leave=False, disable=None)
-        for batch, images in zip(progress, self.images.batches(self.image_requests(rest)), strict=True):
+        quiet = None if distributed.is_writer() else True  # None: where there is no terminal
+        progress = tqdm(rest, doing, len(plan), initial=before, unit="batch", leave=False, disable=quiet)
+        requests = self.image_requests([self.share(batch) for batch in rest])
+        for batch, images in zip(progress, self.images.batches(requests), strict=True):
             batch, images = self.readable(batch, images)
             terms = self.losses(batch, images)
             self.optimizer.zero_grad(set_to_none=True)
@@ -359,30 +409,53 @@ class Trainer:
         for step, batch, terms in unchecked:
             values = {name: value.item() for name, value in terms.items()}
             if not np.isfinite(list(values.values())).all():
-                path = Path(board.log_dir) / "non_finite_batch.json"
                 told = {"epoch": self.epoch, "step": step, "losses": {name: str(values[name]) for name in values}}
-                write_json(path, told | {"pairs": batch.rows.tolist(), "neighbors": batch.neighbors.tolist()})
+                told |= {"pairs": batch.rows.tolist(), "neighbors": batch.neighbors.tolist()}
+                path = "non_finite_batch.json"
+                if distributed.is_writer():
+                    path = Path(board.log_dir) / path
+                    write_json(path, told)
                 raise UserError(
                     f"a loss of step {step} is NaN or infinite; the batch's pairs are in {path}; look at them, lower "
                     "training.learning_rate, and train anew with --overwrite"
                 )
 
+    @staticmethod
+    def share(batch: BatchPlan) -> BatchPlan:
+        """The pairs of a batch that this process encodes; it shares the batch's memory."""
+        return batch.part(distributed.share(len(batch.rows)))
+
     def readable(self, batch: BatchPlan, images: Tensor) -> tuple[BatchPlan, Tensor]:
         """The batch with another train pair, drawn by seed, in place of each whose image could not be read.
 
-        Where it is only the neighbor's, the pair stays and another of its neighbors is drawn.
+        Where it is only the neighbor's, the pair stays and another of its neighbors is drawn. `images` are those of
+        this process's share of the batch.
         """
-        size = len(batch.rows)
-        lost = self.lost(batch).reshape(-1, size).any(axis=0)
-        if not lost.any():
+        mine = self.share(batch)
+        size = len(mine.rows)
+        lost = self.lost(mine).reshape(-1, size).any(axis=0)
+        if not any(distributed.greatest(lost.any())):
             return batch, images
-        self.warn_of_unreadable()
+        self.pool_unreadable()
         batch, images = copy.deepcopy(batch), images.clone()
-        for place in np.flatnonzero(lost):
-            columns = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
-            one = BatchPlan(*(column[place : place + 1] for column in columns))  # shares the batch's memory
-            images[place::size] = self.replaced(one)
-        return batch, images
+        mine = self.share(batch)
+
+        def replace() -> None:
+            for place in np.flatnonzero(lost):
+                images[place::size] = self.replaced(mine.part(slice(place, place + 1)))
+
+        distributed.agreed(replace)
+        self.pool_unreadable()
+        parts = distributed.gather_objects(mine)
+        columns = [[getattr(part, field.name) for part in parts] for field in dataclasses.fields(BatchPlan)]
+        return BatchPlan(*map(np.concatenate, columns)), images
+
+    def pool_unreadable(self) -> None:
+        """Let all processes know which images one could not read; warns and raises as `warn_of_unreadable`."""
+        found = distributed.gather_objects(dict(self.images.unreadable))
+        if distributed.processes() > 1:
+            self.images.unreadable = {number: why for one in found for number, why in one.items()}
+        self.warn_of_unreadable()
 
     def replaced(self, one: BatchPlan) -> Tensor:
         """Put a pair and a neighbor that can be read into a plan for one pair; returns their images."""
@@ -436,23 +509,32 @@ class Trainer:
         """The drawn neighbors; a pair that has none stands in for its own, and is masked in the losses."""
         return np.where(batch.neighbors >= 0, batch.neighbors, batch.rows)
 
+    def text_rows(self, batch: BatchPlan) -> np.ndarray:
+        """Pairs whose texts a batch takes: its own, then, where a loss wants more than those, their neighbors."""
+        besides = self.neighbor_texts and not self.within_batch
+        return np.concatenate([batch.rows, self.positives(batch)]) if besides else batch.rows
+
     def losses(self, batch: BatchPlan, images: Tensor) -> dict[str, Tensor]:
         """The terms on one batch, by name; images and neighbors' images pass through the encoder as one.
 
         In a neighborhood batch the neighbors are looked up among its pairs. One whose place another pair has taken, its
         image being lost, is masked as if there were none.
+
+        Of several processes each encodes its share of the batch, `images` being that of the images; the embeddings are
+        then joined.
         """
-        size, positives = len(batch.rows), self.positives(batch)
-        besides = self.neighbor_texts and not self.within_batch
-        rows = np.concatenate([batch.rows, positives]) if besides else batch.rows
-        tokens, lengths = self.data.texts(rows)
+        size, positives, rows = len(batch.rows), self.positives(batch), self.text_rows(batch)
+        tokens, lengths = self.data.texts(self.text_rows(self.share(batch)))
         residuals: tuple[Tensor, ...] = ()
+        sizes = distributed.shares(size)
         with autocast(self.settings, self.device):
             if isinstance(self.model, PVSE):
-                (x, of_images), (y, of_texts) = self.model.with_residuals(images, tokens.to(self.device), lengths)
-                residuals = (of_images, of_texts)
+                of_images, of_texts = self.parallel(images, tokens.to(self.device), lengths, residuals=True)
+                residuals = tuple(distributed.gather_with_gradient(z, sizes) for z in (of_images[1], of_texts[1]))
+                x, y = of_images[0], of_texts[0]
             else:
-                x, y = self.model(images, tokens.to(self.device), lengths)
+                x, y = self.parallel(images, tokens.to(self.device), lengths)
+        x, y = (distributed.gather_with_gradient(z, sizes) for z in (x, y))
         ids = torch.from_numpy(self.data.image_ids[batch.rows]).to(self.device)
         known: dict[str, Tensor] = {}
         drawn_from_lists = isinstance(self.neighbors, Neighbors) and self.settings.neighbors.draw == "neighbors"
@@ -505,8 +587,22 @@ class Trainer:
     def validate(self, board: SummaryWriter) -> bool:
         """Validation loss, which drives schedule and early stop, and Recall@1; True where it is lowest.
 
-        The loss is i2t + sym, whatever the weights, or the pairwise loss.
+        The loss is i2t + sym, whatever the weights, or the pairwise loss. Of several processes one computes it for all.
         """
+        val_loss, recalls = distributed.by_writer(lambda: self.validation(board))
+        self.batches_done = 0
+        improved = self.epoch > 0 and val_loss < self.best_loss
+        if improved:
+            self.best_loss, self.best_epoch = val_loss, self.epoch
+            self.best_recall = sum(recalls[self.settings.evaluation.kway[0]]) / 2
+        if self.epoch:
+            self.schedule.step(val_loss)
+        shown = ", ".join(f"{k}-way {to_text:.3f} {to_image:.3f}" for k, (to_text, to_image) in recalls.items())
+        self.shown = f"epoch {self.epoch:3d}  val loss {val_loss:.4f}  Recall@1 {shown}{' *' if improved else ''}"
+        return improved
+
+    def validation(self, board: SummaryWriter) -> tuple[float, dict[int, tuple[float, float]]]:
+        """Validation loss, and by k k-way Recall@1 from image to text and from text to image."""
         rows, size = self.val_rows, self.settings.training.batch_size
         x, y = embed_pairs(self.model, self.data, self.images, rows, self.settings, self.device)
         self.warn_of_unreadable()
@@ -538,16 +634,7 @@ class Trainer:
             for way, recall in zip(("image_to_text", "text_to_image"), recalls[k], strict=True):
                 board.add_scalar(f"val/{k}way_recall_at_1_{way}", recall, self.step)
         boards.show_validation(board, self.data, rows, x, y, self.settings, self.epoch, self.step)
-        self.batches_done = 0
-        improved = self.epoch > 0 and val_loss < self.best_loss
-        if improved:
-            self.best_loss, self.best_epoch = val_loss, self.epoch
-            self.best_recall = sum(recalls[self.settings.evaluation.kway[0]]) / 2
-        if self.epoch:
-            self.schedule.step(val_loss)
-        shown = ", ".join(f"{k}-way {to_text:.3f} {to_image:.3f}" for k, (to_text, to_image) in recalls.items())
-        self.shown = f"epoch {self.epoch:3d}  val loss {val_loss:.4f}  Recall@1 {shown}{' *' if improved else ''}"
-        return improved
+        return val_loss, recalls
 
     # Checkpoints
 
@@ -563,8 +650,13 @@ class Trainer:
 
     def checkpoint(self, board: SummaryWriter) -> None:
         """Write last.pt: the model and all else that training needs to go on as if it had never stopped."""
-        run = Path(board.log_dir)
         self.demand_finite(board)
+        random, *of_others = distributed.gather_objects(random_state())
+        distributed.by_writer(lambda: self.write_checkpoint(board, random, of_others))
+
+    def write_checkpoint(self, board: SummaryWriter, random: dict[str, Any], of_others: list[dict[str, Any]]) -> None:
+        """Write last.pt with the states of this process's and of the other processes' generators."""
+        run = Path(board.log_dir)
         board.flush()
         state = {
             "optimizer": self.optimizer.state_dict(),
@@ -573,11 +665,11 @@ class Trainer:
             "best_epoch": self.best_epoch,
             "best_recall": self.best_recall,
             "batches_done": self.batches_done,
-            "random": random_state(),
+            "random": random,
             "curves": {path.name: path.stat().st_size for path in run.glob("events.out.tfevents.*")},
             "seconds": self.seconds,
         }
-        self.save(run / "last.pt", state)
+        self.save(run / "last.pt", state | ({"random_of_others": of_others} if of_others else {}))
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; raises UserError where it is broken or another model's."""
@@ -588,12 +680,17 @@ class Trainer:
             self.epoch, self.step, self.batches_done = state["epoch"], state["step"], state["batches_done"]
             self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
             self.best_recall, self.seconds = state["best_recall"], state["seconds"]
-            self.random = state["random"]
+            random = [state["random"], *state.get("random_of_others", [])]
             sizes = state["curves"]
         except (KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} cannot be gone on from ({reason}); train it anew with --overwrite") from None
-        roll_back_curves(path.parent, sizes)
+        same = len(random) == distributed.processes()
+        self.random = random[distributed.rank()] if same else {}
+        if self.batches_done and not same:
+            print(f"{len(random)} processes began epoch {self.epoch}, {distributed.processes()} go on: other dropout")
+        if distributed.is_writer():
+            roll_back_curves(path.parent, sizes)
 
 
 def random_state() -> dict[str, Any]:
