@@ -294,7 +294,7 @@ class Training:
     """The training loop (step 4)."""
 
     batch_size: int = 64
-    """Pairs in a minibatch."""
+    """Pairs in a minibatch, however many processes share it."""
     batches: Literal["random", "neighborhoods"] = "random"
     """Batches at random, with a neighbor of each pair drawn and encoded beside them; or of pairs with a neighbor each,
     who is then L_img's and L_text's positive: half the images and texts, and known neighbors are no negatives."""
