@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, TINY, run_script
+from conftest import ROOT, run_script
+from test_survival import command, copy_of, the_run
 from test_training import scalars, weights_of
 
 import distributed
@@ -218,20 +218,6 @@ def test_the_last_batch_has_two_pairs_for_each_process() -> None:
 # Whole runs
 
 
-def command(work: Path, *words: str) -> list[str]:
-    return ["1", "0.3", "0.2", *TINY, "--work", str(work), *words]
-
-
-def copy_of(work: Path, target: Path) -> Path:
-    """A copy of WORK without its images, which stay where they are."""
-    return shutil.copytree(work, target, ignore=shutil.ignore_patterns("*.png"))
-
-
-def the_run(work: Path) -> Path:
-    (run,) = (work / "runs").iterdir()
-    return run
-
-
 def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / SCRIPT)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -264,10 +250,9 @@ def test_torchrun_ends_as_one_process_does(prepared_once: Path, tmp_path: Path) 
     assert told.stderr.count(f"{SCRIPT}: training.batch_size 3 of") == 1
 
 
-def stopped_and_resumed(works: list[Path]) -> list[str]:
-    """Train in one WORK, and in another with a SIGTERM to the last process in the middle of an epoch; a line each."""
-    untouched, told = training.Trainer.losses, []
-    training.main(command(works[0]))
+def stopped(work: Path) -> str:
+    """Train, with a SIGTERM to the last process in the middle of the second epoch; returns what is said."""
+    untouched = training.Trainer.losses
 
     def signalled(self: training.Trainer, *rest: Any) -> dict[str, torch.Tensor]:
         if self.step == 5 and distributed.rank() == 1:
@@ -276,14 +261,19 @@ def stopped_and_resumed(works: list[Path]) -> list[str]:
 
     training.Trainer.losses = signalled
     try:
+        training.main(command(work))
+    except Stopped as told:
+        return str(told)
+    finally:
+        training.Trainer.losses = untouched
+    return "ended"
+
+
+def undisturbed_and_resumed(works: list[Path]) -> str:
+    training.main(command(works[0]))
+    told = stopped(works[1])
+    with pytest.raises(UserError, match="--resume"):
         training.main(command(works[1]))
-    except Stopped as stopped:
-        told.append(str(stopped))
-    training.Trainer.losses = untouched
-    try:
-        training.main(command(works[1]))
-    except UserError as error:
-        told.append(str(error))
     training.main(command(works[1], "--resume"))
     return told
 
@@ -291,9 +281,8 @@ def stopped_and_resumed(works: list[Path]) -> list[str]:
 @pytest.mark.slow
 def test_stopped_and_resumed_processes_end_as_undisturbed_ones(prepared_once: Path, tmp_path: Path) -> None:
     works = [copy_of(prepared_once, tmp_path / name) for name in ("whole", "stopped")]
-    for stopped, error in in_processes(2, tmp_path / "two", stopped_and_resumed, works):
-        assert stopped == "stopped after step 6; go on with --resume"  # in the middle of the second epoch
-        assert "--resume" in error
+    told = in_processes(2, tmp_path / "two", undisturbed_and_resumed, works)
+    assert told == ["stopped after step 6; go on with --resume"] * 2
     for name in ("best.pt", "last.pt"):
         whole, resumed = (weights_of(the_run(work) / name) for work in works)
         assert all(torch.equal(whole[part], resumed[part]) for part in whole), name
@@ -301,27 +290,15 @@ def test_stopped_and_resumed_processes_end_as_undisturbed_ones(prepared_once: Pa
     for tag in first.keys() - {"speed/pairs_a_second"}:
         assert first[tag] == second[tag], tag
     states = torch.load(the_run(works[0]) / "last.pt", weights_only=True)
-    assert len(states["random_of_others"]) == 1
     assert not torch.equal(states["random"]["cpu"], states["random_of_others"][0]["cpu"])  # each has its own dropout
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on_and_says_so(prepared_once: Path, tmp_path: Path) -> None:
+def test_another_number_of_processes_goes_on_and_says_so(
+    prepared_once: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     work = copy_of(prepared_once, tmp_path / "work")
-    in_processes(2, tmp_path / "two", stopped_only, work)
-    shown = run_script(SCRIPT, *command(work, "--resume")).stdout
-    assert "2 processes began epoch 2, 1 go on" in shown
+    in_processes(2, tmp_path / "two", stopped, work)
+    training.main(command(work, "--resume"))
+    assert "2 processes began epoch 2, 1 go on" in capsys.readouterr().out
     assert (the_run(work) / "run.json").exists()
-
-
-def stopped_only(work: Path) -> None:
-    untouched = training.Trainer.losses
-
-    def signalled(self: training.Trainer, *rest: Any) -> dict[str, torch.Tensor]:
-        if self.step == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return untouched(self, *rest)
-
-    training.Trainer.losses = signalled
-    with pytest.raises(Stopped):
-        training.main(command(work))
