@@ -4,8 +4,8 @@
         [--sources raw jpeg files] [--batches random] [--steps 6] [--rounds 3] [--device cpu]
 
 The bare model is the backbone alone: forward, backward and Adam's step on 2B random images that are on the device
-already, in the same precision and memory format; a pair costs two images, its own and its neighbor's. Efficiency is
-training's images a second over the bare model's. Training is step 4's own loop, with L_img and L_text: images from the
+already, in the same precision and memory format; a pair costs two images, its own and its neighbor's (in neighborhood
+batches one, and then the bare model has B). Efficiency is training's images a second over the bare model's. Training is step 4's own loop, with L_img and L_text: images from the
 source, texts, losses, curves. Its first two steps, in which the workers start, are not timed; bare and trained steps
 alternate, and what is printed is the median round. WORK has to be prepared (steps 0 to 3).
 """
@@ -97,7 +97,7 @@ def measured(settings: Settings, arguments: argparse.Namespace) -> list[Any]:
     a_pair = 1 if settings.training.batches == "neighborhoods" else 2
     trained, bare = [], []
     for _ in range(arguments.rounds):
-        bare.append(bare_images_a_second(settings, arguments, 2 * size, device))
+        bare.append(bare_images_a_second(settings, arguments, a_pair * size, device))
         trained.append(pairs_a_second(trainer, arguments.steps))
     pairs, alone = median(trained), median(bare)
     efficiency = median(a_pair * here / there for here, there in zip(trained, bare, strict=True))

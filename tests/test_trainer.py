@@ -102,7 +102,7 @@ def neighborhood_trainer(*lost: int) -> training.Trainer:
         texts=lambda rows: (torch.from_numpy(rows), torch.ones(len(rows))),
     )
     trainer.loss_terms = training.make_loss_terms(trainer.settings.loss)
-    trainer.model = lambda images, tokens, lengths: (X[images], Y[tokens])
+    trainer.model = trainer.parallel = lambda images, tokens, lengths: (X[images], Y[tokens])
     return trainer
 
 
@@ -128,8 +128,8 @@ def test_positives_of_a_neighborhood_batch_are_its_own_pairs() -> None:
     ((numbers, flips),) = trainer.image_requests([batch])
     assert numbers.tolist() == batch.rows.tolist() and len(flips) == 7  # and no neighbors beside them
     assert trainer.readable(batch, torch.from_numpy(numbers))[0] is batch
-    model, passed = trainer.model, []
-    trainer.model = lambda images, tokens, lengths: passed.append((images, tokens)) or model(images, tokens, lengths)
+    model, passed = trainer.parallel, []
+    trainer.parallel = lambda images, tokens, lengths: passed.append((images, tokens)) or model(images, tokens, lengths)
     terms = trainer.losses(batch, torch.from_numpy(numbers))
     assert [(len(images), len(tokens)) for images, tokens in passed] == [(7, 7)]
     expected = expected_terms(batch.rows.tolist(), {0: 1, 1: 0, 3: 2, 2: 4, 5: 0}, trainer.data.image_ids.tolist())
