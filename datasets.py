@@ -2,9 +2,12 @@
 
 import dataclasses
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +19,8 @@ from config import Settings, UserError
 from images import UnreadableImage, load_image
 from pairs import SPLITS, Images, distinct, load_images, read_pairs, rows_of_split
 from pixel_cache import PixelCache, no_longer_readable
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -341,6 +346,16 @@ def _channels_first(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
+def _ahead(batches: Iterable[T], count: int = 3) -> Iterator[T]:
+    """The same, so many taken ahead by a thread."""
+    with ThreadPoolExecutor(1) as thread:
+        rest, end = iter(batches), object()
+        waiting = deque(thread.submit(next, rest, end) for _ in range(count))
+        while (batch := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, rest, end))
+            yield batch
+
+
 def _as_it_comes(batch: tuple[Tensor, dict[int, str]]) -> tuple[Tensor, dict[int, str]]:
     return batch
 
@@ -352,10 +367,14 @@ def _leave_signals_to_the_trainer(_: int) -> None:
 
 
 class PixelSource:
-    """Batches of pixels from image files or their cache, read in `workers` processes and mirrored on `device`."""
+    """Batches of pixels from image files or their cache, read in `workers` processes and mirrored on `device`.
+
+    An array of pixels is read here: to hand them from process to process takes longer than to copy them.
+    """
 
     def __init__(self, files: ImageFiles | CachedImages, workers: int, device: torch.device) -> None:
-        self.files, self.workers, self.device = files, workers, device
+        self.files, self.device = files, device
+        self.workers = 0 if isinstance(files, CachedImages) and files.cache.pixels is not None else workers
         self.unreadable = dict(files.unreadable)
         """What is wrong with each image, by number, that is known not to be readable; black in its batch."""
 
@@ -370,7 +389,8 @@ class PixelSource:
             worker_init_fn=_leave_signals_to_the_trainer,
             generator=torch.Generator(),  # torch's own is for dropout, whose draws must not depend on the loader
         )
-        for (pixels, unreadable), (_, flips) in zip(loader, requests, strict=True):
+        ahead = self.workers == 0 and self.device.type == "cuda"  # a GPU is not to wait for what is read here
+        for (pixels, unreadable), (_, flips) in zip(_ahead(loader) if ahead else loader, requests, strict=True):
             self.unreadable |= unreadable
             yield self._mirrored(pixels, flips)
 

@@ -76,11 +76,14 @@ def load_image(path: Path | str, size: int | None = None, max_pixels: int = MAX_
         gap = None if size is None else SPARE * size
         across, down = (1, 1) if gap is None else (max(1, width // gap), max(1, height // gap))
         black, white = _grey_range(image)
-        small = Image.new("RGB", (-(-width // across), -(-height // down)))
-        rows = max(1, STRIP // width // down) * down
-        for top in range(0, height, rows):
-            strip = image.crop((0, top, width, min(top + rows, height)))
-            small.paste(_on_white(strip, black, white).reduce((across, down)), (0, top // down))
+        if size is not None and across == down == 1:
+            small = _on_white(image, black, white)
+        else:
+            small = Image.new("RGB", (-(-width // across), -(-height // down)))
+            rows = max(1, STRIP // width // down) * down
+            for top in range(0, height, rows):
+                strip = image.crop((0, top, width, min(top + rows, height)))
+                small.paste(_on_white(strip, black, white).reduce((across, down)), (0, top // down))
         if size is not None:
             # the last column and row may stand for less than a whole block, so the box is not the whole of `small`
             box = (0, 0, width / across, height / down)

@@ -22,12 +22,12 @@ from config import Neighbors, UserError
 
 Distance = Literal["euclidean", "cosine"]
 
-EXACT_UP_TO = 50_000
+EXACT_UP_TO = 150_000
 """Rows up to which `neighbors.method: auto` searches exactly.
 
-Measured on two cores with k 200 and Doc2Vec vectors of paragraphs, 200 dimensions; seconds of exact search against
-HNSW's, with raising its recall to 0.95: 5,000 rows 2.0 against 7.4, 20,000 rows 11.7 against 18.4, 50,000 rows 45.1
-against 47.9. Exact search grows with the square of the rows.
+Measured on two cores with k 200 and Doc2Vec vectors of the glosses of WordNet, 200 dimensions; seconds of exact search
+against HNSW's, with raising its recall to 0.95: 20,000 rows 3.0 against 4.4, 50,000 rows 13 against 24, 100,000 rows 40
+against 53, 150,000 rows 88 against 93 (benchmarks/README.md). Exact search grows with the square of the rows.
 """
 
 ROWS_A_STEP = 1000

@@ -5,9 +5,10 @@
 
 The bare model is the backbone alone: forward, backward and Adam's step on 2B random images that are on the device
 already, in the same precision and memory format; a pair costs two images, its own and its neighbor's (in neighborhood
-batches one, and then the bare model has B). Efficiency is training's images a second over the bare model's. Training is step 4's own loop, with L_img and L_text: images from the
-source, texts, losses, curves. Its first two steps, in which the workers start, are not timed; bare and trained steps
-alternate, and what is printed is the median round. WORK has to be prepared (steps 0 to 3).
+batches one, and then the bare model has B). Efficiency is training's images a second over the bare model's. Training is
+step 4's own loop, with L_img and L_text: images from the source, texts, losses, curves. Its first two steps, in which
+the workers start, are not timed; bare and trained steps alternate, and what is printed is the median round. WORK has to
+be prepared (steps 0 to 3).
 """
 
 import argparse

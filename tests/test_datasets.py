@@ -1,5 +1,6 @@
 """Batches: every pair once an epoch, neighbors drawn uniformly, flips and features that agree with pixels."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from datasets import (
     OtherTexts,
     PixelSource,
     Prepared,
+    _ahead,
     demand_readable,
     load_prepared,
     plan_epoch,
@@ -305,6 +307,26 @@ def test_an_unreadable_image_is_black_and_noted_by_workers_too(files: ImageFiles
     demand_readable(source.unreadable, 5, share=0.2)
     with pytest.raises(UserError, match="1 of 5 images, 20.00%; training.max_unreadable_share allows 19.00%"):
         demand_readable(source.unreadable, 5, share=0.19)
+
+
+def test_batches_that_a_thread_takes_ahead_come_in_order_and_with_their_error() -> None:
+    taken: list[int] = []
+
+    def batches() -> Iterator[int]:
+        for number in range(6):
+            taken.append(number)
+            yield number
+        raise UserError("the seventh cannot be read")
+
+    ahead = _ahead(batches(), count=2)
+    assert next(ahead) == 0
+    ahead.close()  # the batches that nobody wants any more are not waited for
+    assert len(taken) <= 4
+    assert list(_ahead([])) == []
+    together = []
+    with pytest.raises(UserError, match="the seventh"):
+        together.extend(_ahead(batches(), count=2))
+    assert taken[-6:] == list(range(6))
 
 
 def test_loading_draws_nothing_from_the_generator_of_dropout(files: ImageFiles) -> None:
