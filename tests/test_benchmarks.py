@@ -86,3 +86,20 @@ def test_benchmark_of_neighbors(prepared_once: Path, tmp_path: Path) -> None:
     printed = run_script("benchmarks/neighbors.py", *search).stdout
     assert "100,000 rows are not measured" in printed and "Crossover" in printed
     assert "| efSearch | recall |" in printed
+
+
+@pytest.mark.slow
+def test_benchmarks_of_input_texts_and_training(prepared: Path) -> None:
+    words = ["--work", prepared]
+    printed = run_script(
+        "benchmarks/input.py", *words, "--images", "20", "--size", "16", "--workers", "0", "1", "--rounds", "1"
+    ).stdout
+    for head in ("| files | 1 |", "| raw | 0 |", "| jpeg | 1 |", "| files, torchvision | 0 |"):
+        assert head in printed
+    assert "| bf16 |" in run_script("benchmarks/texts.py", *words, "--texts", "20", "--repeats", "1").stdout
+    small = ["--backbone", "resnet18", "--size", "32", "--batch-sizes", "8", "--steps", "1", "--rounds", "1"]
+    printed = run_script(
+        *("benchmarks/training.py", *words, "--config", ROOT / "tests" / "tiny.yaml", *small),
+        *("--precisions", "float32", "--sources", "raw", "files", "--batches", "random", "neighborhoods"),
+    ).stdout
+    assert printed.count("| float32 | 8 |") == 4 and "bare images/s" in printed
