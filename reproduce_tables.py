@@ -4,9 +4,10 @@
 
 A seed varies all that is random: the split where none is published, Doc2Vec, initialisation, batches. The methods that
 are compared share it, and with it steps 0 to 3; all seeds share the cached image features. Tables 1 to 4 are the
-paper's; 6 compares with weights searched on each seed's validation split (tune_loss_weights.py). Any setting can be
-given, and holds for every method. What is there already is not trained again, so that a call that was stopped goes on
-where it was. Writes OUT/tableN.md and OUT/tableN.json, and the scripts' own output to WORK-tables.log.
+paper's; 6 compares with weights searched on each seed's validation split (tune_loss_weights.py), 7 with neighborhood
+batches. Any setting can be given, and holds for every method. What is there already is not trained again, so that a
+call that was stopped goes on where it was. Writes OUT/tableN.md and OUT/tableN.json, and the scripts' own output to
+WORK-tables.log.
 """
 
 import contextlib
