@@ -1,14 +1,15 @@
 """How many words a second Doc2Vec is trained on, from a file and from an iterable of documents.
 
-    python benchmarks/doc2vec.py [--work work/web_news] [--times 50] [--epochs 5]
-    python benchmarks/doc2vec.py --texts 20000
+    python benchmarks/doc2vec.py --work work/web_news [--epochs 5]
+    python benchmarks/doc2vec.py --lines FILE
+    python benchmarks/doc2vec.py --texts 200000
 
-The first takes the texts of a prepared WORK folder, --times over; the second makes texts up, with words of a Zipf
-vocabulary (benchmarks/scale.py). Measured is an epoch of training, with as many workers as cores: of doc2vec.train on
-the file that step 1 writes (gensim's corpus_file), and of gensim's Doc2Vec.train on documents in memory
-(TaggedDocument). Vocabulary and settings are the same: PV-DBOW with negative sampling as in configs/web_news.yaml, and
-the paper's PV-DM with hierarchical softmax. Words are counted as they stand in the file, those rarer than min_count
-too.
+The first takes the texts of a prepared WORK folder, the second a text a line, the third makes texts up, with words
+of a Zipf vocabulary (benchmarks/scale.py). Measured is an epoch of training, with as many workers as cores: of
+doc2vec.train on the file that step 1 writes (gensim's corpus_file), and of gensim's Doc2Vec.train on documents in
+memory (TaggedDocument). Vocabulary and settings are the same: PV-DBOW with negative sampling as in
+configs/web_news.yaml, and the paper's PV-DM with hierarchical softmax. Words are counted as they stand in the file,
+those rarer than min_count too.
 """
 
 import argparse
@@ -39,9 +40,10 @@ CONFIGS = {"PV-DBOW, negative sampling": "web_news.yaml", "PV-DM, hierarchical s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="a prepared WORK folder whose texts are trained on")
-    parser.add_argument("--times", type=int, default=1, help="how often its texts are repeated")
-    parser.add_argument("--texts", type=int, default=20_000, help="without --work: texts to make up")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--work", type=Path, help="a prepared WORK folder whose texts are trained on")
+    source.add_argument("--lines", type=Path, help="a file of texts, one a line")
+    source.add_argument("--texts", type=int, default=20_000, help="texts to make up")
     parser.add_argument("--epochs", type=int, default=5, help="timed epochs of each training, after one that is not")
     arguments = parser.parse_args()
     logging.getLogger("gensim").setLevel(logging.ERROR)
@@ -60,16 +62,18 @@ def main() -> None:
             faster = f"{from_documents.median / from_file.median:.1f} x"
             rows.append([title, speed(words, from_file), speed(words, from_documents), faster])
     print_table(["", "from a file", "from documents", "faster"], rows)
-    source = f"{arguments.work.name}, {arguments.times} times" if arguments.work else "made up"
-    print(f"\nWords a second, median (lowest .. highest); {lines:,} texts of {words:,} words ({source}). {machine()}")
+    source = arguments.work or arguments.lines
+    name = source.name if source else "made up"
+    print(f"\nWords a second, median (lowest .. highest); {lines:,} texts of {words:,} words ({name}). {machine()}")
 
 
 def texts_of(arguments: argparse.Namespace) -> Iterator[str]:
     """The texts to train on, one after the other."""
-    if not arguments.work:
-        return made_up_texts(arguments.texts)
-    batches = (batch for _ in range(arguments.times) for batch in doc2vec.text_batches(arguments.work))
-    return itertools.chain.from_iterable(batches)
+    if arguments.work:
+        return itertools.chain.from_iterable(doc2vec.text_batches(arguments.work))
+    if arguments.lines:
+        return iter(arguments.lines.read_text().splitlines())
+    return made_up_texts(arguments.texts)
 
 
 def measure(corpus: Path, settings: Settings) -> tuple[int, Timing, Timing]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -142,6 +142,7 @@ class Files:
     """Images that are their number; some cannot be read."""
 
     size = 1
+    unreadable: ClassVar[dict[int, str]] = {}
 
     def __len__(self) -> int:
         return 12
@@ -163,7 +164,7 @@ def replaced(work: Path) -> tuple[BatchPlan, list[int], dict[int, str]]:
     trainer = object.__new__(training.Trainer)
     trainer.settings, trainer.weights, trainer.data, trainer.told = settings, Weights(1, 0.3, 0.2), data, set()
     trainer.epoch, trainer.neighbors = 1, training.Neighbors(settings, data)
-    trainer.images = PixelSource(Files(), 0, torch.device("cpu"))
+    trainer.within_batch, trainer.images = False, PixelSource(Files(), 0, torch.device("cpu"))
     (batch,) = plan_epoch(data.rows["train"], trainer.neighbors, 15, flip=True, seed=0, epoch=1)
     (pixels,) = trainer.images.batches(trainer.image_requests([trainer.share(batch)]))
     batch, pixels = trainer.readable(batch, pixels)
