@@ -208,14 +208,23 @@ def write_array(path: Path, array: np.ndarray) -> None:
 def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = False) -> np.ndarray:
     """An array in a .npy file to write to piece by piece, memory-mapped; with `keep` the one that is there already.
 
-    Raises UserError where it cannot be written.
+    Raises UserError where it cannot be written, or the one that is to be kept is not whole.
     """
     try:
         if keep:
-            return np.lib.format.open_memmap(path, mode="r+")
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            there = np.load(path, mmap_mode="r")  # for reading, or what is cut off would be filled up with zeros
+            if there.shape != shape or there.dtype != dtype:
+                raise ValueError(f"it holds {there.dtype} {there.shape}, not {np.dtype(dtype)} {shape}")
+            return np.load(path, mmap_mode="r+")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot go on with {path}: {error}; remove {path.parent} to begin anew") from None
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        with path.open("r+b") as file:  # a disk that is full is told now; later, the process would be killed
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {path}: {error}") from None
+    return array
 
 
 def move_into_place(path: Path, target: Path) -> None:

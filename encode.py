@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from artifacts import written_whole
+from artifacts import open_array, written_whole
 from config import UserError, run_script
 from encoding import worker_count
 from images import FORMATS
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     encoder = RunEncoder(arguments.run, arguments.device)
     problems: dict[int, str] = {}
     with written_whole(out) as beside, written_whole(out.with_suffix(".csv")) as names_beside:
-        vectors = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=(len(items), *encoder.shape))
+        vectors = open_array(beside, (len(items), *encoder.shape), np.float32)
         with tqdm(total=len(items), desc=what_is_encoded, unit=what_is_encoded[:-1], disable=None) as progress:
             for start in range(0, len(items), AT_A_TIME):
                 part = items[start : start + AT_A_TIME]

@@ -9,7 +9,7 @@ from PIL import __version__ as pillow_version
 from torch import Tensor
 from tqdm import tqdm
 
-from artifacts import fingerprint, read_array, read_json, versions, write_json, written_whole
+from artifacts import fingerprint, open_array, read_array, read_json, versions, write_json, written_whole
 from config import Settings, UserError
 from datasets import (
     CachedImages,
@@ -117,8 +117,7 @@ def cached_features(
         written_whole(path) as beside,
         tqdm(total=count, desc=f"features of {settings.model.image.backbone}", unit="image", disable=None) as progress,
     ):
-        dtype = np.float16 if local else np.float32
-        features = np.lib.format.open_memmap(beside, mode="w+", dtype=dtype, shape=(count, 2, *shape[1:]))
+        features = open_array(beside, (count, 2, *shape[1:]), np.float16 if local else np.float32)
         for part, pixels in zip(parts, source.batches(requests), strict=True):
             with autocast(settings, device):
                 both = compute(torch.cat([pixels, pixels.flip(3)]))

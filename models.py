@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 import config
@@ -112,6 +111,8 @@ class Backbone(nn.Module):
 
 
 def _torchvision_model(name: str, weights: str) -> nn.Module:
+    import torchvision  # brings torch's compiler, a second of every start, and is not needed for other backbones
+
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(
             f"model.image.backbone {name} is no torchvision classification model; "

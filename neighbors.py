@@ -62,19 +62,22 @@ def find_neighbors(
 ) -> tuple[Found, dict[str, Any]]:
     """Neighbors of every row of `vectors` (n, d) by `neighbors.method`, and figures on how they were found.
 
-    With the folder `unfinished`, what is found lies in it, memory-mapped, and so does the index; a search that was
-    stopped goes on from there. Raises UserError where HNSW cannot reach `neighbors.min_recall`.
+    With the folder `unfinished`, HNSW and what it finds lie in it, memory-mapped, and a search that was stopped goes on
+    from there; exact search begins anew. Raises UserError where HNSW cannot reach `neighbors.min_recall`.
     """
     method = settings.method
     if method == "auto":
         method = "exact" if len(vectors) <= EXACT_UP_TO else "hnsw"
     rows = np.arange(len(vectors))
-    cosine = settings.distance == "cosine"
     with contextlib.ExitStack() as stack:
         folder = unfinished or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if method == "exact":
+            cosine = settings.distance == "cosine"
             points = on_sphere(vectors) if cosine else np.ascontiguousarray(vectors, dtype=np.float32)
-            found, figures = exact_neighbors(points, rows, settings.k, groups), {"method": "exact"}
+            found, figures = (
+                _distances(exact_neighbors(points, rows, settings.k, groups), settings),
+                {"method": "exact"},
+            )
         else:
             threads = 1 if deterministic else torch.get_num_threads()
             started = time.monotonic()
@@ -86,7 +89,7 @@ def find_neighbors(
                 index.effort = figures["ef_search"]
             else:
                 sample = np.random.default_rng(seed).permutation(len(vectors))[: settings.recall_sample]
-                truth = exact_neighbors(index.points, sample, settings.k, groups)
+                truth = _distances(exact_neighbors(index.points, sample, settings.k, groups), settings)
                 limit = len(vectors) if settings.method == "hnsw" else len(vectors) // ROWS_A_STEP
                 share = index.raise_effort(sample, truth, settings.min_recall, limit)
                 figures = {"method": "hnsw", "ef_search": index.effort, "recall": share, "recall_sample": len(sample)}
@@ -103,10 +106,15 @@ def find_neighbors(
             started, left = time.monotonic(), len(rows) - index.done(unfinished)
             found = index.neighbors(rows, unfinished)
             figures |= {"searched_rows": left, "search_seconds": round(time.monotonic() - started, 1)}
-    if cosine:
-        for part in _parts(len(vectors)):
-            found.distances[part] = found.distances[part] ** 2 / 2  # 1 - cos of the angle between unit vectors
     return found, figures
+
+
+def _distances(found: Found, settings: Neighbors) -> Found:
+    """`found`, its Euclidean distances turned, in place, into those of `neighbors.distance`."""
+    if settings.distance == "cosine":
+        np.square(found.distances, out=found.distances)
+        found.distances[:] /= 2  # 1 - cos of the angle between unit vectors
+    return found
 
 
 def _parts(rows: int, size: int = _CHUNK) -> Iterator[slice]:
@@ -154,14 +162,20 @@ def exact_neighbors(points: np.ndarray, rows: np.ndarray, k: int, groups: Sequen
     ‖a‖² + ‖b‖² − 2ab, one matrix product, loses the distance of near points to rounding. So it only tells who may be
     among the k nearest; the distances that decide are computed from differences. A row is done when its k-th neighbor
     is nearer than any point that was not looked at can be, the rounding counted in; until then more are looked at.
-    The matrix products are the GPU's where there is one. `points` may be memory-mapped.
+    The rounding is at most (d + 3)·u·(‖a‖ + ‖b‖)², with u = 2⁻²⁴, and only points with ‖b‖ ≤ ‖a‖ + r can be nearer
+    than r. The matrix products are the GPU's where there is one. `points` may be memory-mapped.
     """
     found = _nobody(len(rows), k)
     if not len(rows):
         return found
     count = len(points)
-    largest = max(float(np.square(points[part], dtype=np.float64).sum(axis=1).max()) for part in _parts(count))
-    error = 4 * points.shape[1] ** 0.5 * float(np.finfo(np.float32).eps) * largest
+    lengths = np.concatenate([np.sqrt(np.square(points[part], dtype=np.float64).sum(axis=1)) for part in _parts(count)])
+    longest, unit = float(lengths.max()), (points.shape[1] + 3) * float(np.finfo(np.float32).eps) / 2
+
+    def error(row: int, radius: float) -> float:
+        """The most by which a squared distance from `row` to a point within `radius` of it is off."""
+        return unit * (lengths[row] + min(lengths[row] + radius, longest)) ** 2
+
     nearest_by_product = _NearestByProduct(points, "cuda" if torch.cuda.is_available() else None)
     with tqdm(total=len(rows), desc="exact search", unit="row", disable=None) as progress:
         open_lines, asked = np.arange(len(rows)), min(_asked(count, k, groups) + _SPARE, count)
@@ -176,7 +190,8 @@ def exact_neighbors(points: np.ndarray, rows: np.ndarray, k: int, groups: Sequen
                 for number, (line, row, answer) in enumerate(zip(lines, rows[lines], answers, strict=True)):
                     positions, distances = _nearest(points, row, _allowed(answer, row, groups), k)
                     proven = asked == count or (
-                        len(positions) == k and float(distances[-1]) ** 2 < float(squares[number, -1]) - error
+                        len(positions) == k
+                        and float(distances[-1]) ** 2 < float(squares[number, -1]) - error(row, float(distances[-1]))
                     )
                     if proven:
                         found.positions[line, : len(positions)] = positions
@@ -216,9 +231,17 @@ class _NearestByProduct:
 
 
 def recall(found: Found, truth: Found) -> float:
-    """Share of the true neighbors that were found; one at the distance of the farthest true one counts as true."""
-    hits = np.isfinite(found.distances) & (found.distances <= truth.distances[:, -1:])
-    return float(hits.sum() / max(np.isfinite(truth.distances).sum(), 1))
+    """Share of the true neighbors that were found; of several at the farthest true distance any is as true.
+
+    1 where no row has a neighbor. The distances of both are those of the same points, so that equal ones are equal.
+    """
+    wanted = np.isfinite(truth.distances)
+    if not wanted.any():
+        return 1.0
+    farthest = np.where(wanted, truth.distances, -np.inf).max(axis=1, keepdims=True)
+    tied = [(result.distances == farthest).sum(axis=1) for result in (found, truth)]
+    hits = (found.distances < farthest).sum(axis=1) + np.minimum(*tied)
+    return float(hits.sum() / wanted.sum())
 
 
 def _reason(error: RuntimeError) -> str:
@@ -239,7 +262,7 @@ class HNSW:
     ) -> None:
         import faiss  # compiled, and not needed where a trained model is used
 
-        self.groups, self.k = groups, settings.k
+        self.groups, self.k, self.settings = groups, settings.k, settings
         self._faiss, self._threads, self._path = faiss, threads, folder / "hnsw.index"
         begun = self._path.is_file()
         self.points = open_array(folder / "points.npy", vectors.shape, np.float32, keep=begun)
@@ -309,7 +332,8 @@ class HNSW:
         with tqdm(total=len(rows), initial=first, desc="HNSW search", unit="row", disable=None) as progress:
             for start in range(first, len(rows), _CHUNK):
                 part = slice(start, min(start + _CHUNK, len(rows)))
-                found.positions[part], found.distances[part] = self._neighbors_of(rows[part])
+                of_part = _distances(self._neighbors_of(rows[part]), self.settings)
+                found.positions[part], found.distances[part] = of_part
                 if unfinished:
                     found.positions.flush()
                     found.distances.flush()

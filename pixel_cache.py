@@ -7,7 +7,6 @@ torch, so that the processes that decode start fast.
 
 import io
 import json
-import os
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -127,7 +126,6 @@ def _make(
         parts = [json.loads(line) for line in lines]
     if kind == "raw":
         open_array(folder / "pixels.npy", (count, size, size, 3), np.uint8, keep=bool(parts))
-        _reserve(folder / "pixels.npy")
     todo = list(range(len(parts), -(-count // IMAGES_A_PART)))
     make = partial(_make_shard if kind == "jpeg" else _make_array, folder, size, max_pixels)
     of_parts = (
@@ -151,21 +149,10 @@ def _make(
     print(f"wrote {folder}")
 
 
-def _reserve(path: Path) -> None:
-    """Give a file the room that it says it has: a mapped page for which the disk has none kills the process."""
-    with path.open("r+b") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; set training.pixel_cache to jpeg or none"
-            ) from None
-
-
 def _make_array(folder: Path, size: int, max_pixels: int, of: Part) -> list[tuple[int, str]]:
     """Decode a part into the array; returns places in it of images that cannot be read, and what is wrong."""
     part, paths = of
-    pixels, unreadable = open_array(folder / "pixels.npy", (), np.uint8, keep=True), []
+    pixels, unreadable = np.load(folder / "pixels.npy", mmap_mode="r+"), []
     for place, path in enumerate(paths):
         try:
             pixels[part * IMAGES_A_PART + place] = np.asarray(load_image(path, size, max_pixels))

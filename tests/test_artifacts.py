@@ -14,6 +14,7 @@ from artifacts import (
     Step,
     is_up_to_date,
     making,
+    open_array,
     read_array,
     read_json,
     require,
@@ -108,6 +109,35 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_array_for_which_the_disk_has_no_room_is_told_before_it_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapped page that finds no room would kill the process."""
+    path = tmp_path / "array.npy"
+    open_array(path, (100, 1000), np.float32)
+    assert path.stat().st_blocks * 512 >= 400_000
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"cannot write .*array\.npy: .*No space left"):
+        open_array(path, (100, 1000), np.float32)
+
+
+def test_an_array_that_is_not_whole_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "array.npy"
+    open_array(path, (10, 3), np.float32)[:] = 7
+    assert (open_array(path, (10, 3), np.float32, keep=True) == 7).all()
+    for shape, dtype in (((10, 4), np.float32), ((10, 3), np.float64)):
+        with pytest.raises(UserError, match="it holds float32"):
+            open_array(path, shape, dtype, keep=True)
+    os.truncate(path, 200)
+    with pytest.raises(UserError, match=r"cannot go on with .*array\.npy: .*; remove .* to begin anew"):
+        open_array(path, (10, 3), np.float32, keep=True)
+    assert path.stat().st_size == 200
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

@@ -113,6 +113,22 @@ def test_near_points_far_from_the_origin(product: list[int]) -> None:
     same(exact(points, 10), by_loop(points, 10))
 
 
+def test_a_point_far_away_does_not_leave_the_others_unproven(product: list[int]) -> None:
+    points = cloud(400)
+    points[7] *= 1e5
+    same(exact(points, 5), by_loop(points, 5))
+    assert product.count(max(product)) < 20
+
+
+@pytest.mark.parametrize("dimensions", [1, 3, 50, 400])
+def test_rounding_is_within_its_bound(product: list[int], dimensions: int) -> None:
+    """Points so near each other, and so far from the origin, that which is nearer is all rounding."""
+    directions = on_sphere(cloud(120, dimensions, 1))
+    for apart in (1e-3, 1e-4, 3e-5):
+        points = (directions[:3].repeat(40, axis=0) * 7 + apart * cloud(120, dimensions, 2)).astype(np.float32)
+        same(exact(points, 6), by_loop(points, 6))
+
+
 def test_scikit_learn_agrees() -> None:
     points = cloud()
     for distance in ("euclidean", "cosine"):
@@ -147,6 +163,25 @@ def test_recall_counts_ties_and_missing_neighbors() -> None:
     assert recall(found, truth) == 1  # 3 is as far as 2
     worse = Found(np.array([[1, 4], [-1, -1]]), np.array([[1, 9], 2 * [infinity]], dtype=np.float32))
     assert recall(worse, truth) == pytest.approx(1 / 3)
+
+
+def test_recall_is_not_made_up_for_by_others_at_the_last_distance() -> None:
+    truth = Found(np.array([[1, 2, 3]]), np.array([[1, 2, 2]], dtype=np.float32))
+    missed = Found(np.array([[2, 3, 4]]), np.array([[2, 2, 2]], dtype=np.float32))
+    assert recall(missed, truth) == pytest.approx(2 / 3)
+    none = Found(np.full((1, 3), -1), np.full((1, 3), np.inf, dtype=np.float32))
+    assert recall(none, none) == 1
+    found, how = find_neighbors(cloud(50), (np.zeros(50, dtype=np.int64),), Neighbors(k=5, method="hnsw"), 0, True)
+    assert (found.positions == -1).all() and how["recall"] == 1
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_a_search_that_was_stopped_after_its_last_row_ends_as_one_that_was_not(tmp_path: Path, distance: str) -> None:
+    wanted = Neighbors(k=5, method="hnsw", distance=distance, min_recall=1.0, hnsw_m=32)
+    first = [part.copy() for part in find_neighbors(cloud(), (), wanted, 0, True, tmp_path)[0]]
+    found, _ = find_neighbors(cloud(), (), wanted, 0, True, tmp_path)
+    same(found, Found(*first))
+    same(found, find_neighbors(cloud(), (), Neighbors(k=5, method="exact", distance=distance), 0, True)[0])
 
 
 def test_hnsw_raises_its_effort_until_its_recall_suffices(tmp_path: Path) -> None:
