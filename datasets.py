@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from artifacts import FIND_NEIGHBORS, output_paths, read_array
 from config import Settings, UserError
 from images import UnreadableImage, load_image
+from models import to_device
 from pairs import SPLITS, Images, distinct, load_images, read_pairs, rows_of_split
 from pixel_cache import PixelCache, no_longer_readable
 
@@ -402,7 +403,7 @@ class PixelSource:
 
     def _mirrored(self, pixels: Tensor, flips: np.ndarray) -> Tensor:
         pixels = pixels.to(self.device, non_blocking=True)
-        mirrored = torch.from_numpy(flips).to(self.device)[:, None, None, None]
+        mirrored = to_device(flips, self.device)[:, None, None, None]
         return torch.where(mirrored, pixels.flip(3), pixels)
 
 
@@ -422,7 +423,7 @@ class FeatureSource:
 
     def load(self, numbers: np.ndarray, flips: np.ndarray) -> Tensor:
         """One batch."""
-        return torch.from_numpy(self.features[numbers, flips.astype(np.int64)]).to(self.device)
+        return to_device(self.features[numbers, flips.astype(np.int64)], self.device)
 
 
 ImageSource = PixelSource | FeatureSource

@@ -20,6 +20,7 @@ from artifacts import FIND_NEIGHBORS, SIAMESE_LABELS, Step, output_paths, read_a
 from config import Settings, UserError
 from datasets import Prepared, are_listed
 from losses import fine_grained_labels, multiple_instance_similarities, pairwise_similarity_loss
+from models import to_device
 from pairs import read_pairs
 
 
@@ -128,7 +129,7 @@ class PairwiseLoss:
         """
         own = self.relevance.own(image_rows, text_rows)
         alike, unlike = self.relevance.alike(image_rows, text_rows)
-        own, positive, negative = (torch.from_numpy(mask).to(self.device) for mask in (own, own | alike, unlike))
+        own, positive, negative = (to_device(mask, self.device) for mask in (own, own | alike, unlike))
         if images.ndim == 2:
             images, texts = images[:, None], texts[:, None]
         return pairwise_similarity_loss(
@@ -146,8 +147,6 @@ class PairwiseLoss:
         """(B, M) labels of all examples, None where all are equal. An image stands in with the text that is its own."""
         if self.vectors is None:
             return None
-        of_images, of_texts = (
-            torch.from_numpy(np.array(self.vectors[rows])).to(self.device) for rows in (image_rows, text_rows)
-        )
+        of_images, of_texts = (to_device(self.vectors[rows], self.device) for rows in (image_rows, text_rows))
         alike = likeness(of_images, of_texts, self.comparison).sigmoid()
         return fine_grained_labels(alike, positive, negative, own, strength=self.settings.label_strength)

@@ -71,9 +71,10 @@ def triplet_npairs_loss(
 
 
 def similarities(anchors: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Inner products a_i·p_i (B,), a_i·n_j (B, M) and p_i·n_j (B, M) of (B, D), (B, D) and (M, D), in full precision.
+    """Inner products a_i·p_i (B,), a_i·n_j (B, M) and p_i·n_j (B, M) of (B, D), (B, D) and (M, D), in float32.
 
     Or of (B, K, D), (B, K, D) and (M, K, D), each that of the closest pair (see `multiple_instance_similarities`).
+    With `training.precision: tf32` a GPU rounds the products.
     Raises ValueError where the shapes do not fit.
     """
     if anchors.ndim not in (2, 3) or anchors.shape != positives.shape:

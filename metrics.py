@@ -4,7 +4,7 @@ Embeddings are numpy arrays or torch tensors (on the CPU or a GPU, where the wor
 paired with row i of `targets`, and rows of equal `groups` belong to the same image. Closeness is Euclidean distance:
 q·t − ‖t‖²/2 ranks targets as −‖q − t‖ does, and for L2-normalised embeddings as the inner product. An item may have
 several vectors (PVSE): wherever (n, d) is asked for, (n, K, d) does as well, and two items are as close as the closest
-of their K × K pairs of vectors. Score matrices are computed in float32, block by block.
+of their K × K pairs of vectors. Score matrices are float32, computed block by block.
 
 Ties matter (a collapsed model must not score), and a matrix product may round equal columns differently, so every
 distinct vector is scored once: equal vectors have exactly equal scores.

@@ -17,6 +17,12 @@ SPECIAL_WORDS = 3  # <pad>, <start> and <end> are the first words of every vocab
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # what EfficientNet-Lite's weights were trained with
 
 
+def to_device(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
+    """An array of the host's on the device. To a GPU from pinned memory: else the host waits for all that is queued."""
+    tensor = torch.as_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def xavier_(module: nn.Module) -> None:
     """Xavier initialisation of every weight matrix and kernel in `module`, zeros for biases (paper, Sec. 3.3)."""
     for part in module.modules():
@@ -249,17 +255,18 @@ class GRUEncoder(nn.Module):
         states, order = [], lengths.argsort(stable=True)
         for part in _of_like_length(lengths[order]):
             rows = order[part]
-            ends = lengths[rows].to(tokens.device)
+            ends = to_device(lengths[rows], tokens.device)
             of_all, _ = self.gru(self.dropout(self.embed(tokens[rows, : int(ends[-1])])))
             last = (ends - 1)[:, None, None].expand(-1, 1, of_all.shape[2])
             states.append(of_all.gather(1, last).squeeze(1))
-        return torch.cat(states)[order.argsort().to(tokens.device)]
+        return torch.cat(states)[to_device(order.argsort(), tokens.device)]
 
     def last_states_packed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """As `last_states`, for a GPU: packed sequences, which keep PyTorch from its fused kernels on a CPU."""
-        words = self.dropout(self.embed(tokens))
-        packed = nn.utils.rnn.pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        return self.gru(packed)[1][0]
+        """As `last_states`, for a GPU: packed, which keeps PyTorch from its fused kernels on a CPU."""
+        order = lengths.argsort(descending=True, stable=True)  # by the host: PyTorch's own sorting makes it wait
+        words = self.dropout(self.embed(tokens[to_device(order, tokens.device)]))
+        packed = nn.utils.rnn.pack_padded_sequence(words, lengths[order], batch_first=True)
+        return self.gru(packed)[1][0][to_device(order.argsort(), tokens.device)]
 
 
 class BagOfWords(nn.Module):
@@ -500,7 +507,7 @@ class PVSETextEncoder(nn.Module):
         """As `forward`, and the attended residuals (B, K, D) for the diversity loss."""
         overall = self.dropout(self.encoder.projected(tokens, lengths))
         words = self.encoder.dropout(self.encoder.embed(tokens))
-        padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.to(tokens.device)[:, None]
+        padding = torch.arange(tokens.shape[1], device=tokens.device) >= to_device(lengths, tokens.device)[:, None]
         embeddings, residuals = self.pie(overall, words, padding)
         return F.normalize(embeddings.float(), dim=2), residuals
 

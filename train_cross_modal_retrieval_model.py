@@ -63,7 +63,7 @@ from datasets import (
 from encoding import autocast, embed_pairs, image_source
 from fine_grained import PairwiseLoss
 from metrics import kway_recall_at_1
-from models import PVSE, TwoStream, build_model
+from models import PVSE, TwoStream, build_model, to_device
 from runs import (
     Weights,
     be_deterministic,
@@ -123,6 +123,8 @@ def train_together(argv: list[str] | None) -> Path:
             return run
         images = distributed.writer_first(lambda: image_source(settings, data, device))
         trainer = distributed.agreed(lambda: Trainer(settings, weights, data, model, images, device))
+        if settings.training.batches == "neighborhoods" and not trainer.within_batch:
+            print("IMG and TEXT are 0 and no neighbor is needed: batches are random, not neighborhoods")
         learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         train, val = len(data.rows["train"]), len(data.rows["val"])
         where = f"{device}, in {distributed.processes()} processes" if distributed.processes() > 1 else str(device)
@@ -138,7 +140,8 @@ def train_together(argv: list[str] | None) -> Path:
 def demand_enough_pairs(settings: Settings, train: int) -> None:
     """Raise UserError where a minibatch, of `train` pairs in all, has too few for the processes that share it."""
     count, size = distributed.processes(), settings.training.batch_size
-    if count > 1 and min(size, train) < 2 * count:
+    fewest = size - (settings.training.batches == "neighborhoods")  # not to part a couple
+    if count > 1 and min(fewest, train) < 2 * count:
         raise UserError(
             f"training.batch_size {size} of {train:,} train pairs is too small for {count} processes, which take two "
             "pairs of it or more each; start fewer"
@@ -294,8 +297,6 @@ def mistakes_in_weights(settings: Settings, arguments: Any) -> list[str]:
         found.append("loss.base fine_grained takes both ways at once and has no symmetric term; let SYM be 0")
     if settings.loss.structure == "ground_truth" and arguments.img:
         found.append("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
-    if settings.training.batches == "neighborhoods" and not (arguments.img or arguments.text_weight):
-        found.append("training.batches neighborhoods needs IMG or TEXT above 0: without them no neighbor is needed")
     return found
 
 
@@ -529,34 +530,34 @@ class Trainer:
         sizes = distributed.shares(size)
         with autocast(self.settings, self.device):
             if isinstance(self.model, PVSE):
-                of_images, of_texts = self.parallel(images, tokens.to(self.device), lengths, residuals=True)
+                of_images, of_texts = self.parallel(images, to_device(tokens, self.device), lengths, residuals=True)
                 residuals = tuple(distributed.gather_with_gradient(z, sizes) for z in (of_images[1], of_texts[1]))
                 x, y = of_images[0], of_texts[0]
             else:
-                x, y = self.parallel(images, tokens.to(self.device), lengths)
+                x, y = self.parallel(images, to_device(tokens, self.device), lengths)
         x, y = (distributed.gather_with_gradient(z, sizes) for z in (x, y))
-        ids = torch.from_numpy(self.data.image_ids[batch.rows]).to(self.device)
+        ids = to_device(self.data.image_ids[batch.rows], self.device)
         known: dict[str, Tensor] = {}
         drawn_from_lists = isinstance(self.neighbors, Neighbors) and self.settings.neighbors.draw == "neighbors"
         if self.settings.loss.base == "struc" and drawn_from_lists:
             members = self.neighbors.contain(batch.rows, np.concatenate([batch.rows, positives]))
-            known["neighborhoods"] = torch.from_numpy(members).to(self.device)
+            known["neighborhoods"] = to_device(members, self.device)
         x_near, y_near, has_neighbor = x[size:], y[size:], batch.neighbors >= 0
         if self.within_batch:
             found = batch.neighbors[:, None] == batch.rows
             has_neighbor = found.any(axis=1)
-            places = torch.from_numpy(found.argmax(axis=1)).to(self.device)
+            places = to_device(found.argmax(axis=1), self.device)
             x_near, y_near = x[places], y[places]
             near = self.neighbors.contain(batch.rows, batch.rows)  # being a neighbor is not mutual
-            known["known_neighbors"] = torch.from_numpy(near | near.T).to(self.device)
+            known["known_neighbors"] = to_device(near | near.T, self.device)
         terms = self.loss_terms(
             x[:size],
             y[:size],
             ids,
             neighbor_images=x_near if self.weights.img else None,
             neighbor_texts=y_near if self.weights.text else None,
-            neighbor_ids=torch.from_numpy(self.data.image_ids[positives]).to(self.device),
-            has_neighbor=torch.from_numpy(has_neighbor).to(self.device),
+            neighbor_ids=to_device(self.data.image_ids[positives], self.device),
+            has_neighbor=to_device(has_neighbor, self.device),
             **known,
         )
         if self.pairwise:
@@ -688,7 +689,10 @@ class Trainer:
         same = len(random) == distributed.processes()
         self.random = random[distributed.rank()] if same else {}
         if self.batches_done and not same:
-            print(f"{len(random)} processes began epoch {self.epoch}, {distributed.processes()} go on: other dropout")
+            began, go_on = len(random), distributed.processes()
+            print(
+                f"{began} processes began epoch {self.epoch}, {go_on} go on: other dropout, perhaps other last batches"
+            )
         if distributed.is_writer():
             roll_back_curves(path.parent, sizes)
 

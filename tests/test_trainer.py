@@ -10,7 +10,7 @@ from test_losses import LOGSUMEXP, loop_of, unit_vectors
 
 import artifacts
 import train_cross_modal_retrieval_model as training
-from config import Settings
+from config import Settings, UserError
 from datasets import BatchPlan, Neighbors
 from runs import Weights
 
@@ -149,3 +149,16 @@ def test_a_neighbor_whose_image_is_lost_is_no_positive() -> None:
     terms = trainer.losses(new, numbers)
     expected = expected_terms(new.rows.tolist(), positives, trainer.data.image_ids.tolist())
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("batches", "smallest"), [("random", 4), ("neighborhoods", 5)])
+def test_every_process_gets_two_pairs_of_a_batch(monkeypatch: pytest.MonkeyPatch, batches: str, smallest: int) -> None:
+    """A neighborhood batch may be one pair smaller than training.batch_size."""
+    settings = Settings()
+    settings.training.batches = batches
+    monkeypatch.setattr(training.distributed, "processes", lambda: 2)
+    settings.training.batch_size = smallest
+    training.demand_enough_pairs(settings, 100)
+    settings.training.batch_size = smallest - 1
+    with pytest.raises(UserError, match=f"training.batch_size {smallest - 1} of 100 train pairs is too small"):
+        training.demand_enough_pairs(settings, 100)
