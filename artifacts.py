@@ -212,10 +212,11 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = Fal
     """
     try:
         if keep:
-            there = np.load(path, mmap_mode="r")  # for reading, or what is cut off would be filled up with zeros
+            # For reading first: what is cut off would be filled up with zeros.
+            there = np.load(path, mmap_mode="r", allow_pickle=False)
             if there.shape != shape or there.dtype != dtype:
                 raise ValueError(f"it holds {there.dtype} {there.shape}, not {np.dtype(dtype)} {shape}")
-            return np.load(path, mmap_mode="r+")
+            return np.load(path, mmap_mode="r+", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot go on with {path}: {error}; remove {path.parent} to begin anew") from None
     try:

@@ -152,7 +152,7 @@ def _make(
 def _make_array(folder: Path, size: int, max_pixels: int, of: Part) -> list[tuple[int, str]]:
     """Decode a part into the array; returns places in it of images that cannot be read, and what is wrong."""
     part, paths = of
-    pixels, unreadable = np.load(folder / "pixels.npy", mmap_mode="r+"), []
+    pixels, unreadable = np.load(folder / "pixels.npy", mmap_mode="r+", allow_pickle=False), []
     for place, path in enumerate(paths):
         try:
             pixels[part * IMAGES_A_PART + place] = np.asarray(load_image(path, size, max_pixels))

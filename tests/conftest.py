@@ -1,9 +1,12 @@
 """Small prepared datasets for the tests, made once by the real scripts."""
 
+import functools
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,17 +31,44 @@ property_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 TINY = ["--config", str(ROOT / "tests" / "tiny.yaml")]
 
 
+@functools.cache
+def script_server() -> subprocess.Popen[str]:
+    """The process that starts scripts for the tests of this one; it ends when this one closes its input, by ending."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "script_server.py")],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
 def run_script(
     script: str, *words: str | Path, ok: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script as a user does; with `ok`, fail the test where it does not exit with 0."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
+    """Run a script as a user does; with `ok`, fail the test where it does not exit with 0.
+
+    It runs in a fork of a process that has the libraries imported already, with an `environment` of its own in one that
+    has not: anew in everything, the seed of Python's hashes too.
+    """
+    command = [str(ROOT / script), *map(str, words)]
+    if environment:
+        done = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+    else:
+        with tempfile.NamedTemporaryFile("r+") as stdout, tempfile.NamedTemporaryFile("r+") as stderr:
+            request = {"script": command[0], "words": command[1:], "folder": str(ROOT)}
+            request |= {"stdout": stdout.name, "stderr": stderr.name}
+            server = script_server()
+            print(json.dumps(request), file=server.stdin, flush=True)
+            done = subprocess.CompletedProcess(
+                [sys.executable, *command], int(server.stdout.readline()), stdout.read(), stderr.read()
+            )
     if ok:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
