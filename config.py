@@ -324,9 +324,9 @@ class Training:
     """Processes that read images; null takes one a core."""
     pixel_cache: Literal["auto", "raw", "jpeg", "none"] = "auto"
     """Decode images once: into an array of pixels, the same to the last bit, into JPEG shards, which take a fifth to a
-    tenth of the room, or never; auto takes the first of these that training.pixel_cache_gb has room for."""
+    tenth of the room, or never; auto takes the first of these for which there is room."""
     pixel_cache_gb: float = 20.0
-    """Gigabytes that a cache may take (auto)."""
+    """Gigabytes that a cache may take, if the disk has them (auto)."""
     log_every: int = 10
     """Steps between two points of the training curves."""
     show_results_every: int = 5

@@ -338,8 +338,9 @@ class CachedImages(Dataset[tuple[Tensor, dict[int, str]]]):
         return len(self.cache)
 
     def __getitems__(self, numbers: list[int]) -> tuple[Tensor, dict[int, str]]:
-        """As `ImageFiles`; what cannot be read is known beforehand."""
-        return _channels_first(self.cache.batch(numbers)), {}
+        """As `ImageFiles`; what cannot be read is known beforehand, but for what is lost since."""
+        pixels, lost = self.cache.batch(numbers)
+        return _channels_first(pixels), lost
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

@@ -217,7 +217,7 @@ def share_model(path: Path, folder: Path) -> Path:
     try:
         load_model(path).save(str(shared), sep_limit=1)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
     return shared
 
 

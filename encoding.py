@@ -23,7 +23,7 @@ from datasets import (
 )
 from models import Backbone, TwoStream, seeded
 from pairs import Images
-from pixel_cache import PixelCache, kind_of_cache, open_pixel_cache
+from pixel_cache import PixelCache, cache_folder, is_finished, kind_of_cache, open_pixel_cache, room_gb
 from processes import cores
 from shards import file_of
 
@@ -131,27 +131,43 @@ def cached_features(
     return read_array(path), source.unreadable
 
 
-def pixel_cache(settings: Settings, images: Images) -> PixelCache | None:
-    """The cache that `training.pixel_cache` asks for, made where it is not there; None where the files are read."""
+def pixel_cache(settings: Settings, images: Images, *, for_one_pass: bool = False) -> PixelCache | None:
+    """The cache that `training.pixel_cache` asks for, made where it is not there; None where the files are read.
+
+    For a single pass none is made, and only one is taken whose pixels are those of the files.
+    """
     size, max_pixels, training = settings.model.image.size, settings.dataset.max_pixels, settings.training
-    kind, gigabytes = kind_of_cache(training.pixel_cache, images, size, max_pixels, training.pixel_cache_gb)
-    if kind == "none":
-        if training.pixel_cache == "auto":
-            print(
-                f"{len(images.paths):,} images are decoded in each epoch: a pixel cache takes more than "
-                f"training.pixel_cache_gb {training.pixel_cache_gb:g}"
-            )
+    parent, wanted = settings.features_folder, "raw" if for_one_pass else training.pixel_cache
+    if wanted == "none" or (for_one_pass and not list(parent.glob(f"pixels-{size}-raw-*/pixels.json"))):
         return None
     inputs = {"images": images_digest(images), "max_pixels": max_pixels, "pillow": pillow_version}
-    return open_pixel_cache(
-        settings.features_folder / f"pixels-{size}-{kind}", kind, gigabytes, images, size, max_pixels, inputs
-    )
+    folders = {kind: cache_folder(parent, kind, size, inputs) for kind in ("raw", "jpeg")}
+    finished = [kind for kind in folders if wanted in ("auto", kind) and is_finished(folders[kind])]
+    if finished:
+        kind, gigabytes = finished[0], 0.0
+    elif for_one_pass:
+        return None
+    else:
+        limit = min(training.pixel_cache_gb, room_gb(parent, *folders.values()))
+        kind, gigabytes = kind_of_cache(wanted, images, size, max_pixels, limit)
+    if kind == "none":
+        print(
+            f"{len(images.paths):,} images are decoded in each epoch: a pixel cache takes more than {limit:.3g} GB "
+            f"(training.pixel_cache_gb, or what {parent} has room for)"
+        )
+        return None
+    return open_pixel_cache(folders[kind], kind, gigabytes, images, size, max_pixels, inputs)
 
 
-def image_source(settings: Settings, data: Prepared, device: torch.device) -> ImageSource:
-    """Where batches of images come from: a frozen backbone's cached features, a pixel cache, or the image files."""
+def image_source(
+    settings: Settings, data: Prepared, device: torch.device, *, for_one_pass: bool = False
+) -> ImageSource:
+    """Where batches of images come from: a frozen backbone's cached features, a pixel cache, or the image files.
+
+    What is read once, to evaluate or to search, is read from the files where no array of their pixels is there already.
+    """
     if settings.model.image.trainable or not settings.model.image.cache_features:
-        cache = pixel_cache(settings, data.images)
+        cache = pixel_cache(settings, data.images, for_one_pass=for_one_pass)
         files = CachedImages(cache) if cache else image_files(settings, data.images)
         return PixelSource(files, worker_count(settings), device)
     local = settings.model.pvse.embeddings > 0
@@ -174,7 +190,7 @@ def embed_pairs(
 
 def embed_split(model: TwoStream, data: Prepared, settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
     """`embed_pairs` of the pairs of `evaluation.split`; raises UserError where an image of theirs cannot be read."""
-    rows, images = data.rows[settings.evaluation.split], image_source(settings, data, device)
+    rows, images = data.rows[settings.evaluation.split], image_source(settings, data, device, for_one_pass=True)
     x, y = embed_pairs(model, data, images, rows, settings, device)
     needed = set(data.images.of_pair[rows].tolist())
     demand_readable({number: why for number, why in images.unreadable.items() if number in needed}, len(needed))

@@ -5,6 +5,7 @@ JPEG of quality 95 takes a fifth to a tenth of the room and moves a pixel by a f
 torch, so that the processes that decode start fast.
 """
 
+import hashlib
 import io
 import json
 import shutil
@@ -25,8 +26,8 @@ from pairs import Images
 from processes import cores, in_order
 
 Kind = Literal["raw", "jpeg", "none"]
-Part = tuple[int, list[Path]]
-"""A part's number, and its images' files."""
+Part = tuple[int, int, list[Path]]
+"""A part's number, the number of its first image, and its images' files."""
 
 IMAGES_A_PART = 1000
 """Images that are decoded before they are counted as done, and that lie in one shard."""
@@ -51,19 +52,22 @@ class PixelCache:
     def __len__(self) -> int:
         return len(self.pixels) if self.pixels is not None else sum(len(each) - 1 for each in self.offsets)
 
-    def batch(self, numbers: list[int]) -> np.ndarray:
-        """(B, S, S, 3) uint8; black where one cannot be read."""
+    def batch(self, numbers: list[int]) -> tuple[np.ndarray, dict[int, str]]:
+        """(B, S, S, 3) uint8, and by number what is wrong with those that are lost since: black, as the unreadable."""
         if self.pixels is not None:
-            return self.pixels[numbers]
-        batch = np.zeros((len(numbers), self.size, self.size, 3), dtype=np.uint8)
+            return self.pixels[numbers], {}
+        batch, lost = np.zeros((len(numbers), self.size, self.size, 3), dtype=np.uint8), {}
         for line, number in enumerate(numbers):
             if number not in self.unreadable:
                 shard, place = divmod(number, IMAGES_A_PART)
                 first, end = self.offsets[shard][place : place + 2].tolist()
-                with _shard(self.folder, shard).open("rb") as file:
-                    file.seek(first)
-                    batch[line] = Image.open(io.BytesIO(file.read(end - first)), formats=("JPEG",))
-        return batch
+                try:
+                    with _shard(self.folder, shard).open("rb") as file:
+                        file.seek(first)
+                        batch[line] = Image.open(io.BytesIO(file.read(end - first)), formats=("JPEG",))
+                except (OSError, SyntaxError, ValueError):
+                    lost[number] = f"image {number} of the pixel cache {self.folder} is lost: remove that folder"
+        return batch, lost
 
 
 def _shard(folder: Path, number: int) -> Path:
@@ -80,8 +84,26 @@ def kind_of_cache(wanted: str, images: Images, size: int, max_pixels: int, limit
         return ("none", 0.0) if wanted == "none" else ("raw", raw)
     sample = np.random.default_rng(0).permutation(len(images.paths))[:SAMPLE]
     sizes = [len(_encoded(images.root / images.paths[number], size, max_pixels)[0]) for number in sample]
-    jpeg = len(images.paths) * float(np.mean(sizes)) / 1e9
+    jpeg = len(images.paths) * float(np.mean([each for each in sizes if each] or [0])) / 1e9
     return ("jpeg", jpeg) if wanted == "jpeg" or jpeg <= limit_gb else ("none", 0.0)
+
+
+def cache_folder(parent: Path, kind: str, size: int, made_from: dict[str, Any]) -> Path:
+    """Where a cache lies: other images have another folder, so that none is overwritten that another run reads."""
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:8]
+    return parent / f"pixels-{size}-{kind}-{digest}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a cache's folder holds all of it."""
+    return (folder / "pixels.json").is_file()
+
+
+def room_gb(parent: Path, *caches: Path) -> float:
+    """Gigabytes that a cache may take beside `parent`'s other files: most of what is free, and what it has already."""
+    there = next(path for path in (parent, *parent.absolute().parents) if path.is_dir())
+    begun = sum(path.stat().st_size for cache in caches for path in cache.glob("*"))
+    return (0.95 * shutil.disk_usage(there).free + begun) / 1e9
 
 
 def open_pixel_cache(
@@ -89,36 +111,55 @@ def open_pixel_cache(
 ) -> PixelCache:
     """The cache in `folder`, made where it is not there or was made from other files; one that was stopped goes on.
 
-    Raises UserError where it cannot be written, the disk has too little room, or a process that decodes was killed.
+    Raises UserError where it cannot be written, is damaged, the disk has too little room, or a process that decodes was
+    killed.
     """
-    stamp, count = folder / "pixels.json", len(images.paths)
-    if not (stamp.is_file() and read_json(stamp)["made_from"] == made_from):
+    if not is_finished(folder):
         with lock(folder):
-            _make(folder, kind, gigabytes, images, size, max_pixels, made_from)
-    unreadable = {int(number): why for number, why in read_json(stamp)["unreadable"].items()}
+            if not is_finished(folder):  # another run may have finished it meanwhile
+                try:
+                    _make(folder, kind, gigabytes, images, size, max_pixels, made_from)
+                except OSError as error:
+                    raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    try:
+        return _whole_cache(folder, kind, len(images.paths), size)
+    except (UserError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"the pixel cache {folder} is damaged ({error}); remove that folder") from None
+
+
+def _whole_cache(folder: Path, kind: Kind, count: int, size: int) -> PixelCache:
+    unreadable = {int(number): why for number, why in read_json(folder / "pixels.json")["unreadable"].items()}
     if kind == "raw":
-        return PixelCache(read_array(folder / "pixels.npy"), folder, [], unreadable, size)
-    shards = range(-(-count // IMAGES_A_PART))
-    offsets = [read_array(_shard(folder, shard).with_suffix(".npy")) for shard in shards]
+        pixels = read_array(folder / "pixels.npy")
+        if pixels.shape != (count, size, size, 3):
+            raise ValueError(f"pixels.npy has the shape {pixels.shape}")
+        return PixelCache(pixels, folder, [], unreadable, size)
+    shards = [_shard(folder, number) for number in range(-(-count // IMAGES_A_PART))]
+    # In memory: each mapped file would be an open one.
+    offsets = [np.array(read_array(shard.with_suffix(".npy"))) for shard in shards]
+    for shard, each in zip(shards, offsets, strict=True):
+        if shard.stat().st_size != each[-1]:
+            raise ValueError(f"{shard.name} has {shard.stat().st_size:,} bytes, not {each[-1]:,}")
     return PixelCache(None, folder, offsets, unreadable, size)
 
 
 def _make(
     folder: Path, kind: Kind, gigabytes: float, images: Images, size: int, max_pixels: int, made_from: dict[str, Any]
 ) -> None:
-    stamp, begun, done = folder / "pixels.json", folder / "begun.json", folder / "done.jsonl"
+    begun, done = folder / "begun.json", folder / "done.jsonl"
     if not (begun.is_file() and read_json(begun) == made_from):
         for path in folder.iterdir():
             if path.name != LOCK:
                 path.unlink()
-        free = shutil.disk_usage(folder).free / 1e9
-        if gigabytes > 0.95 * free:
+        if gigabytes > (room := room_gb(folder)):
             raise UserError(
-                f"the pixel cache takes {gigabytes:.1f} GB and {folder} has {free:.1f} GB of room; make room, or set "
-                "training.pixel_cache to jpeg or none"
+                f"the pixel cache takes {gigabytes:.1f} GB and {folder} has room for {room:.1f} GB; make room, or set "
+                "training.pixel_cache to auto, jpeg or none"
             )
         write_json(begun, made_from)
     print(f"writing {'about ' * (kind == 'jpeg')}{gigabytes:.2f} GB of pixels to {folder}")
+    if others := sorted(path.name for path in folder.parent.glob("pixels-*-*-*") if path != folder):
+        print(f"beside it, from other images or of another size: {', '.join(others)}; remove what is not used any more")
     count, unreadable, parts = len(images.paths), {}, []
     if done.is_file():  # what was being written when it was stopped has no end
         lines = [line for line in done.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
@@ -126,11 +167,11 @@ def _make(
         parts = [json.loads(line) for line in lines]
     if kind == "raw":
         open_array(folder / "pixels.npy", (count, size, size, 3), np.uint8, keep=bool(parts))
-    todo = list(range(len(parts), -(-count // IMAGES_A_PART)))
+    todo = [(part, part * IMAGES_A_PART) for part in range(len(parts), -(-count // IMAGES_A_PART))]
     make = partial(_make_shard if kind == "jpeg" else _make_array, folder, size, max_pixels)
     of_parts = (
-        (part, [images.root / path for path in images.paths[part * IMAGES_A_PART : (part + 1) * IMAGES_A_PART]])
-        for part in todo
+        (part, first, [images.root / path for path in images.paths[first : first + IMAGES_A_PART]])
+        for part, first in todo
     )
     processes = cores() if len(todo) > 1 else 0  # starting them would take longer than it saves
     bar = tqdm(total=count, desc="pixels", unit="image", disable=None)
@@ -143,7 +184,9 @@ def _make(
             bar.update(min(IMAGES_A_PART, count - bar.n))
     for number, found in enumerate(parts):
         unreadable |= {number * IMAGES_A_PART + place: why for place, why in found}
-    write_json(stamp, {"made_from": made_from, "unreadable": unreadable})
+    for leftover in folder.glob(".*.part*"):  # of processes that were killed
+        leftover.unlink()
+    write_json(folder / "pixels.json", {"made_from": made_from, "unreadable": unreadable})
     begun.unlink()
     done.unlink()
     print(f"wrote {folder}")
@@ -151,11 +194,11 @@ def _make(
 
 def _make_array(folder: Path, size: int, max_pixels: int, of: Part) -> list[tuple[int, str]]:
     """Decode a part into the array; returns places in it of images that cannot be read, and what is wrong."""
-    part, paths = of
+    _, first, paths = of
     pixels, unreadable = np.load(folder / "pixels.npy", mmap_mode="r+", allow_pickle=False), []
     for place, path in enumerate(paths):
         try:
-            pixels[part * IMAGES_A_PART + place] = np.asarray(load_image(path, size, max_pixels))
+            pixels[first + place] = np.asarray(load_image(path, size, max_pixels))
         except UnreadableImage as error:
             unreadable.append((place, no_longer_readable(path, error)))
     pixels.flush()
@@ -164,7 +207,7 @@ def _make_array(folder: Path, size: int, max_pixels: int, of: Part) -> list[tupl
 
 def _make_shard(folder: Path, size: int, max_pixels: int, of: Part) -> list[tuple[int, str]]:
     """Decode a part into a shard of JPEGs, and where they begin; returns as `_make_array`."""
-    (part, paths), offsets, unreadable = of, [0], []
+    (part, _, paths), offsets, unreadable = of, [0], []
     with written_whole(_shard(folder, part)) as beside, beside.open("wb") as shard:
         for place, path in enumerate(paths):
             content, why = _encoded(path, size, max_pixels)

@@ -120,7 +120,7 @@ def _embed(encoder: RunEncoder) -> Mapping[str, np.ndarray]:
     numbers, first_pairs = numbers[by_pair], first_pairs[by_pair]
     with_words = np.flatnonzero(np.diff(data.offsets) > 0)
     print(f"indexing {len(numbers):,} images and {len(with_words):,} texts")
-    source = image_source(settings, data, device)
+    source = image_source(settings, data, device, for_one_pass=True)
     images = embed_images(model, source, numbers, settings, device).cpu().numpy()
     if source.unreadable:
         count, why = len(source.unreadable), source.unreadable[min(source.unreadable)]

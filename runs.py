@@ -39,6 +39,7 @@ NOT_OF_A_RUN = (
     "tuning.",
     "training.device",
     "training.compile",  # but for rounding
+    "training.pixel_cache_gb",  # an array and the files have the same pixels, and JPEGs differ by a few levels
     "training.workers",
     "training.log_every",
     "training.show_results_every",

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,12 @@ def opened(folder: Path, kind: str, images: Images, made_from: str = "these") ->
 
 
 @pytest.mark.parametrize("kind", ["raw", "jpeg"])
-@pytest.mark.parametrize("part", [1000, 3])  # one part, made here; three, made by processes
+@pytest.mark.parametrize("part", [1000, 3])  # one part, made here; three, made by two processes
 def test_cached_pixels_are_those_of_the_files(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, part: int
 ) -> None:
     monkeypatch.setattr(pixel_cache, "IMAGES_A_PART", part)
-    monkeypatch.setattr(pixel_cache, "cores", lambda: 0)  # spawned ones would know nothing of the smaller parts
+    monkeypatch.setattr(pixel_cache, "cores", lambda: 2)
     cached = CachedImages(opened(tmp_path / "cache", kind, images))
     files = ImageFiles(images, SIZE, 10**6)
     assert len(cached) == 7 and cached.unreadable == files.__getitems__([5])[1]
@@ -66,7 +67,7 @@ def test_a_cache_that_was_stopped_goes_on(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(pixel_cache, "IMAGES_A_PART", 2)
-    monkeypatch.setattr(pixel_cache, "cores", lambda: 0)  # spawned ones would know nothing of the smaller parts
+    monkeypatch.setattr(pixel_cache, "cores", lambda: 0)  # what is interrupted is this process
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     opened(whole, kind, images)
     name = "_make_array" if kind == "raw" else "_make_shard"
@@ -88,23 +89,84 @@ def test_a_cache_that_was_stopped_goes_on(
         assert path.name == ".lock" or path.read_bytes() == (stopped / path.name).read_bytes()
     opened(stopped, kind, images)
     assert len(made) == 5
-    opened(stopped, kind, images, made_from="others")  # other files: all is made anew
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "begun.json").write_text(json.dumps({"images": "others"}))  # other files: all is made anew
+    (begun / "done.jsonl").write_text("[]\n")
+    (begun / ".00001.jpegs.here.1.part.jpegs").touch()
+    opened(begun, kind, images)
     assert len(made) == 9
+    assert sorted(path.name for path in begun.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
 def test_auto_takes_what_there_is_room_for(images: Images) -> None:
-    raw = 7 * SIZE * SIZE * 3 / 1e9
-    assert kind_of_cache("auto", images, SIZE, 10**6, raw) == ("raw", raw)
-    kind, jpeg = kind_of_cache("jpeg", images, SIZE, 10**6, 1e-12)
+    raw = 7 * 64 * 64 * 3 / 1e9
+    assert kind_of_cache("auto", images, 64, 10**6, raw) == ("raw", raw)
+    kind, jpeg = kind_of_cache("jpeg", images, 64, 10**6, 1e-12)
     assert kind == "jpeg" and 0 < jpeg < raw
-    assert kind_of_cache("auto", images, SIZE, 10**6, jpeg) == ("jpeg", jpeg)
-    assert kind_of_cache("auto", images, SIZE, 10**6, jpeg * 0.99) == ("none", 0)
-    assert kind_of_cache("raw", images, SIZE, 10**6, 1e-12) == ("raw", raw)
-    assert kind_of_cache("none", images, SIZE, 10**6, 1.0) == ("none", 0)
+    assert kind_of_cache("auto", images, 64, 10**6, jpeg) == ("jpeg", jpeg)
+    assert kind_of_cache("auto", images, 64, 10**6, jpeg * 0.99) == ("none", 0)
+    assert kind_of_cache("raw", images, 64, 10**6, 1e-12) == ("raw", raw)
+    assert kind_of_cache("none", images, 64, 10**6, 1.0) == ("none", 0)
+
+
+def test_a_cache_that_another_run_has_finished_meanwhile_is_not_made_again(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = opened(tmp_path / "cache", "raw", images).pixels
+    looked = iter([False])
+    monkeypatch.setattr(pixel_cache, "is_finished", lambda _: next(looked, True))
+    monkeypatch.setattr(pixel_cache, "_make", None)
+    assert np.array_equal(opened(tmp_path / "cache", "raw", images).pixels, wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("raw", "pixels.npy"), ("raw", "pixels.json"), ("jpeg", "00000.jpegs"), ("jpeg", "00000.npy")],
+)
+def test_a_damaged_cache_is_named(images: Images, tmp_path: Path, kind: str, name: str) -> None:
+    folder = tmp_path / "cache"
+    cache = opened(folder, kind, images)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"the pixel cache .*cache is damaged \(.*\); remove that folder") as told:
+        opened(folder, kind, images)
+    assert "\n" not in str(told.value)
+    if name == "00000.jpegs":  # damaged while it is read: black, and told of
+        pixels, lost = CachedImages(cache).__getitems__([0, 6])
+        assert pixels[0].any() and not pixels[1].any() and list(lost) == [6] and "remove that folder" in lost[6]
+
+
+def test_a_disk_that_fills_up_ends_the_making_in_one_line(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "begun.json").write_text(json.dumps({"images": "these"}))
+    (tmp_path / "cache" / "done.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="cannot write .*cache: No space left on device"):
+        opened(tmp_path / "cache", "jpeg", images)
+
+
+def test_auto_goes_without_a_cache_where_the_disk_has_no_room(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(features=str(tmp_path / "features"))
+    settings.model.image.size, settings.dataset.max_pixels = SIZE, 10**6
+    monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    assert cache_of(settings, images) is None and not (tmp_path / "features").exists()
+    monkeypatch.undo()
+    assert cache_of(settings, images, for_one_pass=True) is None
+    made = cache_of(settings, images)
+    monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    for there in (cache_of(settings, images), cache_of(settings, images, for_one_pass=True)):
+        assert there.folder == made.folder  # it takes no more room
+    others = Images(images.paths[:3], images.of_pair[:3], images.root)
+    assert cache_of(settings, others, for_one_pass=True) is None
+    assert np.array_equal(made.pixels, cache_of(settings, images).pixels)
 
 
 def test_a_disk_without_room_is_named_before_anything_is_written(images: Images, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"takes 1000000.0 GB and .* training.pixel_cache to jpeg or none"):
+    with pytest.raises(UserError, match=r"takes 1000000.0 GB and .* training.pixel_cache to auto, jpeg or none"):
         open_pixel_cache(tmp_path / "cache", "raw", 1e6, images, SIZE, 10**6, {})
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
@@ -112,11 +174,13 @@ def test_a_disk_without_room_is_named_before_anything_is_written(images: Images,
 def test_a_size_of_its_own_for_each_cache(images: Images, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(features=str(tmp_path / "features"))
     settings.model.image.size, settings.dataset.max_pixels = SIZE, 10**6
-    assert cache_of(settings, images).folder.name == "pixels-16-raw"
+    assert cache_of(settings, images).folder.name.startswith("pixels-16-raw-")
     settings.model.image.size = 8
     assert len(cache_of(settings, images).pixels[0]) == 8
-    settings.training.pixel_cache_gb = 1e-12
-    assert cache_of(settings, images) is None and "more than training.pixel_cache_gb 1e-12" in capsys.readouterr().out
+    settings.training.pixel_cache_gb, settings.model.image.size = 1e-12, 9
+    assert (
+        cache_of(settings, images) is None and "more than 1e-12 GB (training.pixel_cache_gb" in capsys.readouterr().out
+    )
     settings.training.pixel_cache, settings.dataset.max_pixels = "jpeg", 20 * 20  # some are too large now
     assert len(cache_of(settings, images).unreadable) > 1
 
@@ -133,5 +197,6 @@ def test_training_on_a_cache_is_training_on_files(prepared: Path) -> None:
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[3])
     torch.testing.assert_close(weights[0], weights[3], atol=0.05, rtol=0)
-    stamp = json.loads((prepared / "features" / "pixels-32-raw" / "pixels.json").read_text())
+    (folder,) = (prepared / "features").glob("pixels-32-raw-*")
+    stamp = json.loads((folder / "pixels.json").read_text())
     assert stamp["unreadable"] == {}
