@@ -191,6 +191,7 @@ def test_flickr_names_what_is_missing(tmp_path: Path) -> None:
     assert rows[1].rejected == ("bad row", "is not image| number| caption: 1.jpg| none")
 
 
+@pytest.mark.slow
 def test_the_made_up_sample_is_read_as_coco(tmp_path: Path) -> None:
     run_script("benchmarks/coco_sample.py", "--out", tmp_path / "sample", "--train", "12", "--val", "3")
     words = [*TINY, "--dataset.source", "coco", "--dataset.root", tmp_path / "sample", "--work", tmp_path / "work"]

@@ -187,6 +187,7 @@ def test_embed(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [chosen(), dbow()], ids=["pv_dm", "pv_dbow"])
 def test_processes_do_not_change_the_result(settings: Settings, tmp_path: Path) -> None:
     write_omega(settings, tmp_path)

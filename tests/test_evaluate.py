@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import evaluate
@@ -26,6 +27,7 @@ def prepared(image_ids: np.ndarray, categories: np.ndarray) -> Prepared:
     )
 
 
+@pytest.mark.slow
 def test_unrelated_embeddings_score_what_stands_beside_as_chance() -> None:
     settings = Settings()
     settings.evaluation.kway, settings.evaluation.sampled_repeats = [5, 50], 0

@@ -39,6 +39,7 @@ def test_features_of_a_replaced_weights_file_are_extracted_anew(work: Path, caps
     assert "(weights): making it anew" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "anew"), [("none", True), ("imagenet", False)])
 def test_the_seed_counts_where_weights_are_drawn(
     work: Path, capsys: pytest.CaptureFixture[str], weights: str, anew: bool

@@ -364,6 +364,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_told_before_their_pixels_take_memory(tmp_path: Path, name: str) -> None:
     """Each would take 300 MB to 14 GB; a process of its own says how much it took at most."""

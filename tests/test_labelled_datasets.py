@@ -76,6 +76,7 @@ def test_english_wikipedia(tmp_path: Path) -> None:
     assert table[3]["text"] == 'The 3 oxen "plough" the 10th field.'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "template", "encoding"),
     [

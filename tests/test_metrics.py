@@ -119,6 +119,7 @@ def test_kway_is_the_share_of_all_draws(k: int) -> None:
     np.testing.assert_allclose(kway_success_probabilities(queries, targets, k), shares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["general vectors", "ties", "image to captions", "caption to images", "named groups"])
 @pytest.mark.parametrize("k", [2, 5, 60])
 def test_sampled_kway_comes_to_the_exact_one(name: str, k: int) -> None:
@@ -281,6 +282,7 @@ GROUPS = {
 every_grouping = pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS.keys())
 
 
+@pytest.mark.slow
 @every_grouping
 @pytest.mark.parametrize("way", ["image to text", "text to image"])
 def test_rank_metrics_of_unrelated_embeddings_are_chance(groups: np.ndarray, way: str) -> None:

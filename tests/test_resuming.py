@@ -51,6 +51,7 @@ def after(finished: Path, tmp_path: Path, step: int) -> Path:
     return work
 
 
+@pytest.mark.slow
 def test_training_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = after(finished, tmp_path, 0)
     monkeypatch.setattr(doc2vec, "SAVE_EVERY", 0.0)
@@ -113,6 +114,7 @@ def test_texts_are_skipped_from_anywhere(finished: Path, skip: int, split: str |
     assert rest == texts[skip:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [False, True])
 def test_vectors_go_on(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool) -> None:
     work = after(finished, tmp_path, 1)
@@ -204,6 +206,7 @@ def test_an_index_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         neighbors.HNSW(points, (), chosen, 1, tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_signatures_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_duplicates, "TEXTS_AT_A_TIME", 40)
     texts = [f"some words of text number {number % 150} and more" if number % 11 else "!" for number in range(200)]
@@ -245,6 +248,7 @@ def test_checks_of_images_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(checked.read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_preparation_that_was_stopped_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

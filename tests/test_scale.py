@@ -20,6 +20,7 @@ def scale() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_anonymous_memory_of_all_processes_counts_and_mapped_files_do_not(scale: ModuleType, tmp_path: Path) -> None:
     hold = "import time; held = bytearray(150_000_000); held[::4096] = b'x' * len(held[::4096]); time.sleep(1.5)"

@@ -160,6 +160,7 @@ def test_step_2(two_runs: tuple[Path, Path, list[str]]) -> None:
     assert "120 texts of 8.0 known words; without any: 2 of train, 0 of val, 0 of test" in printed[1]
 
 
+@pytest.mark.slow
 def test_batches_and_processes_do_not_change_the_files(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [path.read_bytes() for path in output_paths(EXTRACT_DOC2VEC, settings_of(work))]
     stamp_path(EXTRACT_DOC2VEC, settings_of(work)).unlink()
