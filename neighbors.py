@@ -89,7 +89,7 @@ def find_neighbors(
                 index.effort = figures["ef_search"]
             else:
                 sample = np.random.default_rng(seed).permutation(len(vectors))[: settings.recall_sample]
-                truth = _distances(exact_neighbors(index.points, sample, settings.k, groups), settings)
+                truth = index.true_neighbors(sample)
                 limit = len(vectors) if settings.method == "hnsw" else len(vectors) // ROWS_A_STEP
                 share = index.raise_effort(sample, truth, settings.min_recall, limit)
                 figures = {"method": "hnsw", "ef_search": index.effort, "recall": share, "recall_sample": len(sample)}
@@ -262,7 +262,7 @@ class HNSW:
     ) -> None:
         import faiss  # compiled, and not needed where a trained model is used
 
-        self.groups, self.k, self.settings = groups, settings.k, settings
+        self.groups, self.settings = groups, settings
         self._faiss, self._threads, self._path = faiss, threads, folder / "hnsw.index"
         begun = self._path.is_file()
         self.points = open_array(folder / "points.npy", vectors.shape, np.float32, keep=begun)
@@ -270,7 +270,7 @@ class HNSW:
             for part in _parts(len(vectors)):
                 self.points[part] = on_sphere(vectors[part]) if settings.distance == "cosine" else vectors[part]
             self.points.flush()
-        self._build(settings)
+        self._build()
         self._index = self._read(faiss.IO_FLAG_MMAP_IFC)
         self.asked = self.effort = _asked(len(vectors), settings.k, groups)
         self.exact = False
@@ -289,20 +289,22 @@ class HNSW:
             except RuntimeError as error:
                 raise UserError(f"cannot write {self._path}: {_reason(error)}") from None
 
-    def _build(self, settings: Neighbors) -> None:
+    def _build(self) -> None:
         """Build what is not built yet of the index, and save it every SAVE_EVERY seconds."""
         index = (
-            self._read(0) if self._path.is_file() else self._faiss.IndexHNSWFlat(self.points.shape[1], settings.hnsw_m)
+            self._read(0)
+            if self._path.is_file()
+            else self._faiss.IndexHNSWFlat(self.points.shape[1], self.settings.hnsw_m)
         )
         if index.ntotal == len(self.points):
             return
-        index.hnsw.efConstruction = settings.hnsw_ef_construction
+        index.hnsw.efConstruction = self.settings.hnsw_ef_construction
         self._faiss.omp_set_num_threads(self._threads)
         # The levels of Malkov and Yashunin's Algorithm 1, line 4, drawn here: Faiss would draw those of an index that
         # is gone on with anew.
         draws = 1 - np.random.default_rng(0).random(len(self.points))
         highest = index.hnsw.assign_probas.size() - 1
-        levels = 1 + np.minimum(-np.log(draws) / np.log(settings.hnsw_m), highest).astype(np.int32)
+        levels = 1 + np.minimum(-np.log(draws) / np.log(self.settings.hnsw_m), highest).astype(np.int32)
         saved, progress = time.monotonic(), functools.partial(tqdm, desc="building HNSW", unit="vector", disable=None)
         with progress(total=len(self.points), initial=index.ntotal) as bar:
             for start in range(index.ntotal, len(self.points), _CHUNK):
@@ -324,11 +326,11 @@ class HNSW:
         first = self.done(unfinished)
         if unfinished:
             found = Found(
-                open_array(unfinished / "positions.npy", (len(rows), self.k), np.int32, first > 0),
-                open_array(unfinished / "distances.npy", (len(rows), self.k), np.float32, first > 0),
+                open_array(unfinished / "positions.npy", (len(rows), self.settings.k), np.int32, first > 0),
+                open_array(unfinished / "distances.npy", (len(rows), self.settings.k), np.float32, first > 0),
             )
         else:
-            found = _nobody(len(rows), self.k)
+            found = _nobody(len(rows), self.settings.k)
         with tqdm(total=len(rows), initial=first, desc="HNSW search", unit="row", disable=None) as progress:
             for start in range(first, len(rows), _CHUNK):
                 part = slice(start, min(start + _CHUNK, len(rows)))
@@ -347,23 +349,27 @@ class HNSW:
 
     def _neighbors_of(self, rows: np.ndarray) -> Found:
         if self.exact:
-            return exact_neighbors(self.points, rows, self.k, self.groups)
-        found = _nobody(len(rows), self.k)
-        available = min(self.k, len(self.points) - 1)
+            return exact_neighbors(self.points, rows, self.settings.k, self.groups)
+        found = _nobody(len(rows), self.settings.k)
+        available = min(self.settings.k, len(self.points) - 1)
         short = []
         self._faiss.omp_set_num_threads(self._threads)
         parameters = self._faiss.SearchParametersHNSW(efSearch=self.effort)
         _, answers = self._index.search(np.ascontiguousarray(self.points[rows]), self.asked, params=parameters)
         for line, (row, answer) in enumerate(zip(rows, answers, strict=True)):
             allowed = _allowed(answer, row, self.groups)
-            nearest = _nearest(self.points, row, allowed, self.k)
+            nearest = _nearest(self.points, row, allowed, self.settings.k)
             found.positions[line, : len(nearest[0])], found.distances[line, : len(nearest[1])] = nearest
             if len(allowed) < available:
                 short.append(line)
         if short:
-            completed = exact_neighbors(self.points, rows[short], self.k, self.groups)
+            completed = exact_neighbors(self.points, rows[short], self.settings.k, self.groups)
             found.positions[short], found.distances[short] = completed
         return found
+
+    def true_neighbors(self, rows: np.ndarray) -> Found:
+        """What `neighbors` would give at a recall of 1: from the distances to all points."""
+        return _distances(exact_neighbors(self.points, rows, self.settings.k, self.groups), self.settings)
 
     def raise_effort(self, sample: np.ndarray, truth: Found, wanted: float, limit: int) -> float:
         """Double efSearch until the share `wanted` of the true neighbors of `sample` is found; returns the share.

@@ -79,9 +79,11 @@ def kind_of_cache(wanted: str, images: Images, size: int, max_pixels: int, limit
 
     An array's size is known; that of JPEGs is estimated from SAMPLE images.
     """
+    if wanted == "none":
+        return "none", 0.0
     raw = len(images.paths) * size * size * 3 / 1e9
-    if wanted == "none" or (wanted in ("raw", "auto") and (wanted == "raw" or raw <= limit_gb)):
-        return ("none", 0.0) if wanted == "none" else ("raw", raw)
+    if wanted == "raw" or (wanted == "auto" and raw <= limit_gb):
+        return "raw", raw
     sample = np.random.default_rng(0).permutation(len(images.paths))[:SAMPLE]
     sizes = [len(_encoded(images.root / images.paths[number], size, max_pixels)[0]) for number in sample]
     jpeg = len(images.paths) * float(np.mean([each for each in sizes if each] or [0])) / 1e9
@@ -109,7 +111,7 @@ def room_gb(parent: Path, *caches: Path) -> float:
 def open_pixel_cache(
     folder: Path, kind: Kind, gigabytes: float, images: Images, size: int, max_pixels: int, made_from: dict[str, Any]
 ) -> PixelCache:
-    """The cache in `folder`, made where it is not there or was made from other files; one that was stopped goes on.
+    """The cache in `folder`, a `cache_folder`, made where it is not there; one that was stopped goes on.
 
     Raises UserError where it cannot be written, is damaged, the disk has too little room, or a process that decodes was
     killed.

@@ -37,7 +37,7 @@ from timing import Timing, machine, print_table, shown, spread  # noqa: E402
 from artifacts import read_array, write_array  # noqa: E402
 from config import Neighbors, Settings, UserError, load_settings, run_script  # noqa: E402
 from doc2vec import embed_batches, text_batches  # noqa: E402
-from neighbors import HNSW, exact_neighbors, find_neighbors, recall  # noqa: E402
+from neighbors import HNSW, find_neighbors, recall  # noqa: E402
 from processes import cores  # noqa: E402
 from text import load_tokenizer  # noqa: E402
 
@@ -150,7 +150,7 @@ def curve(vectors: np.ndarray, k: int, efforts: list[int], queries: int) -> None
     with tempfile.TemporaryDirectory() as folder:
         index = HNSW(vectors, [], Neighbors(k=k), torch.get_num_threads(), Path(folder))
         started = time.perf_counter()
-        truth = exact_neighbors(index.points, sample, k, [])
+        truth = index.true_neighbors(sample)
         rows = [["exact", "1.0000", shown((time.perf_counter() - started) / len(sample))]]
         for effort in efforts:
             index.effort = effort

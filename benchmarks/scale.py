@@ -43,7 +43,7 @@ from timing import cpu, exponent  # noqa: E402
 from artifacts import FIND_NEIGHBORS, read_array  # noqa: E402
 from config import load_settings, run_script  # noqa: E402
 from knn_document_features import rows_of, same_words  # noqa: E402
-from neighbors import HNSW, ROWS_A_STEP, exact_neighbors, recall  # noqa: E402
+from neighbors import HNSW, ROWS_A_STEP, recall  # noqa: E402
 from pairs import numbered, read_pairs, rows_of_split  # noqa: E402
 from processes import cores  # noqa: E402
 
@@ -259,7 +259,7 @@ def ask_a_sample(work: Path, count: int) -> None:
         index = HNSW(vectors, groups, settings, cores(), Path(folder))
         built = time.monotonic()
         sample = np.random.default_rng(0).permutation(len(rows))
-        truth = exact_neighbors(index.points, sample[: settings.recall_sample], settings.k, groups)
+        truth = index.true_neighbors(sample[: settings.recall_sample])
         exact = time.monotonic()
         recalls: dict[int, float] = {}
         limit = len(rows) // ROWS_A_STEP
