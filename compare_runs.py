@@ -10,13 +10,10 @@ bootstrap interval over their images: over pairs, that is, not over trainings. O
 import argparse
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from artifacts import fingerprint, read_json
-from config import UserError, run_script
-from metrics import bootstrap_interval
+from pipeline.command_line import run_script
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from reporting.figures import difference, read_figures, read_queries
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,37 +42,6 @@ def main(argv: list[str] | None = None) -> None:
         cells = [f"{run_figures[name]['value']:9.4f}" for run_figures in figures]
         cells += [f"{difference(queries[0], other, name):>26}" for other in queries[1:]]
         print(f"{name:{width}}{''.join(cells)}{figures[0][name]['chance']:10.4f}")
-
-
-def read_figures(run: Path) -> dict[str, dict[str, float]]:
-    """A run's figures; raises UserError where it is not evaluated, or was trained anew since."""
-    if not (run / "metrics.json").is_file():
-        raise UserError(f"{run} has no metrics.json; run evaluate.py --run {run} first")
-    stamp, checkpoint = run / "evaluate.json", run / "best.pt"
-    measured = read_json(stamp)["checkpoint"] if stamp.is_file() else None
-    if not checkpoint.is_file() or measured != fingerprint(checkpoint):
-        raise UserError(f"{run / 'metrics.json'} is not of the best.pt there; run evaluate.py --run {run} again")
-    figures = read_json(run / "metrics.json")
-    if not isinstance(figures, dict) or not isinstance(figures.get("figures"), dict):
-        raise UserError(f"{run / 'metrics.json'} is broken; remove it and run evaluate.py --run {run} again")
-    return figures["figures"]
-
-
-def read_queries(run: Path) -> pa.Table:
-    """What each pair scored in a run; raises UserError where that is missing or broken."""
-    try:
-        return pq.read_table(run / "queries.parquet")
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {run / 'queries.parquet'} ({error}); run evaluate.py --run {run} again") from None
-
-
-def difference(baseline: pa.Table, other: pa.Table, name: str) -> str:
-    """Mean difference of a figure over the same pairs with its 95 % interval; empty where it is not one of pairs."""
-    if name not in baseline.column_names:
-        return ""
-    differences = other[name].to_numpy() - baseline[name].to_numpy()
-    low, high = bootstrap_interval(differences, baseline["image_id"].to_numpy())
-    return f"{np.mean(differences):+.4f} [{low:+.4f} {high:+.4f}]"
 
 
 if __name__ == "__main__":

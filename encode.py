@@ -21,11 +21,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from artifacts import open_array, written_whole
-from config import UserError, run_script
-from encoding import worker_count
-from images import FORMATS
-from run_encoder import RunEncoder
+from images.files import FORMATS
+from pipeline.command_line import run_script
+from pipeline.errors import UserError
+from pipeline.files import open_array, written_whole
+from training.embedding import worker_count
+from training.run_encoder import RunEncoder
 
 SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 AT_A_TIME = 4096

@@ -20,14 +20,16 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-import boards
 import metrics
-from artifacts import fingerprint, read_array, read_json, write_json, written_whole
-from config import Settings, UserError, flatten, make_parser, parse_settings, peek, run_script, say_next, select
 from datasets import Prepared, load_prepared
-from encoding import embed_split, made_from
-from pairs import load_images
-from runs import choose_device, finished_run, load_model
+from pipeline.command_line import make_parser, parse_settings, peek, run_script, say_next
+from pipeline.errors import UserError
+from pipeline.files import fingerprint, read_array, read_json, write_json, written_whole
+from pipeline.pairs import load_images
+from pipeline.settings import Settings, flatten, select
+from training import boards
+from training.embedding import embed_split, made_from
+from training.runs import choose_device, finished_run, load_model
 
 SHAPING = tuple(
     f"evaluation.{name}"

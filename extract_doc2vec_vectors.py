@@ -14,24 +14,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from artifacts import (
-    EXTRACT_DOC2VEC,
-    PREPARE,
-    TRAIN_DOC2VEC,
-    is_up_to_date,
-    making,
-    move_into_place,
-    open_array,
-    read_array,
-    read_json,
-    require,
-    write_array,
-    write_json,
-)
-from config import Settings, make_parser, parse_settings, run_script
-from doc2vec import embed_batches, text_batches
-from pairs import SPLITS, read_pairs, rows_of_split
-from processes import cores
+from pipeline.command_line import make_parser, parse_settings, run_script
+from pipeline.files import move_into_place, open_array, read_array, read_json, write_array, write_json
+from pipeline.pairs import SPLITS, read_pairs, rows_of_split
+from pipeline.processes import cores
+from pipeline.settings import Settings
+from pipeline.steps import EXTRACT_DOC2VEC, PREPARE, TRAIN_DOC2VEC, is_up_to_date, making, require
+from text_space.doc2vec import embed_batches, text_batches
 
 TEXTS_WORTH_A_PROCESS = 5000
 """A process takes two seconds to start, and places some 2,000 texts a second."""

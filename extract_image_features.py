@@ -7,12 +7,13 @@ Reads pairs.parquet and the images. Writes WORK/image_features/vectors.npy, one 
 `knn_document_features.py --neighbors.space images` looks up the neighbors in them.
 """
 
-from artifacts import EXTRACT_IMAGES, PREPARE, is_up_to_date, making, output_paths, require, write_array
-from config import make_parser, parse_settings, run_script
-from datasets import demand_readable
-from encoding import cached_features, made_from
-from pairs import load_images
-from runs import choose_device
+from images.loading import demand_readable
+from pipeline.command_line import make_parser, parse_settings, run_script
+from pipeline.files import write_array
+from pipeline.pairs import load_images
+from pipeline.steps import EXTRACT_IMAGES, PREPARE, is_up_to_date, making, output_paths, require
+from training.embedding import cached_features, made_from
+from training.runs import choose_device
 
 
 def main(argv: list[str] | None = None) -> None:

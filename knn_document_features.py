@@ -16,7 +16,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from artifacts import (
+from pipeline.command_line import make_parser, parse_settings, run_script
+from pipeline.errors import UserError
+from pipeline.files import open_array, read_array, write_array, written_whole
+from pipeline.pairs import distinct, numbered, read_pairs, rows_of_split
+from pipeline.settings import Settings
+from pipeline.steps import (
     EXTRACT_DOC2VEC,
     EXTRACT_IMAGES,
     FIND_NEIGHBORS,
@@ -24,16 +29,10 @@ from artifacts import (
     TRAIN_DOC2VEC,
     is_up_to_date,
     making,
-    open_array,
     output_paths,
-    read_array,
     require,
-    write_array,
-    written_whole,
 )
-from config import Settings, UserError, make_parser, parse_settings, run_script
-from neighbors import Found, category_share, find_neighbors
-from pairs import distinct, numbered, read_pairs, rows_of_split
+from text_space.neighbors import Found, category_share, find_neighbors
 
 TEXTS_SHOWN, NEIGHBORS_SHOWN = 3, 10
 LARGEST_K_FILLED_UP = 10_000

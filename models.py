@@ -9,18 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import config
-from config import UserError
+from pipeline import settings as config
+from pipeline.devices import to_device
+from pipeline.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPECIAL_WORDS = 3  # <pad>, <start> and <end> are the first words of every vocabulary
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # what EfficientNet-Lite's weights were trained with
-
-
-def to_device(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
-    """An array of the host's on the device. To a GPU from pinned memory: else the host waits for all that is queued."""
-    tensor = torch.as_tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def xavier_(module: nn.Module) -> None:

@@ -21,13 +21,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from artifacts import PREPARE, is_up_to_date, making, written_whole
-from config import Settings, UserError, is_unicode, make_parser, parse_settings, run_script
-from images import check_images
-from near_duplicates import near_duplicates
-from pairs import SCHEMA, SPLITS, distinct, numbered, write_articles, write_pairs
-from published import LINK
-from sources import SOURCES, Row
+from images.files import check_images
+from pipeline.command_line import make_parser, parse_settings, run_script
+from pipeline.errors import UserError
+from pipeline.files import written_whole
+from pipeline.pairs import SCHEMA, SPLITS, distinct, numbered, write_articles, write_pairs
+from pipeline.settings import Settings, is_unicode
+from pipeline.steps import PREPARE, is_up_to_date, making
+from readers import SOURCES
+from readers.published import LINK, Row
+from text_space.near_duplicates import near_duplicates
 
 # The published table: all rows, those to be rejected included, so that a row's position says which one it was.
 PUBLISHED = pa.schema([(name, pa.string()) for name in "label image_path text image_id category split".split()])

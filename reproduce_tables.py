@@ -26,17 +26,19 @@ import extract_doc2vec_vectors
 import extract_image_features
 import knn_document_features
 import prepare_dataset
-import tables
 import train_cross_modal_retrieval_model
 import train_doc2vec
 import train_siamese_labels
 import tune_loss_weights
-from artifacts import read_json, write_json, write_text
-from config import Settings, UserError, flatten, make_parser, parse_settings, run_script, without
-from pairs import distinct, read_pairs, rows_of_split
-from runs import read_run
-from sources import openclipart
-from tables import OF_THE_PAPER, TABLES, Method
+from pipeline.command_line import make_parser, parse_settings, run_script, without
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json, write_text
+from pipeline.pairs import distinct, read_pairs, rows_of_split
+from pipeline.settings import Settings, flatten
+from readers.openclipart import openclipart
+from reporting import tables
+from reporting.tables import OF_THE_PAPER, TABLES, Method
+from training.runs import read_run
 
 
 def main(argv: list[str] | None = None) -> None:

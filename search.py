@@ -18,10 +18,11 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from config import UserError, run_script
-from pairs import SPLITS
-from retrieval_index import answer_image, answer_text, explained, open_index
-from run_encoder import RunEncoder
+from pipeline.command_line import run_script
+from pipeline.errors import UserError
+from pipeline.pairs import SPLITS
+from reporting.retrieval_index import answer_image, answer_text, explained, open_index
+from training.run_encoder import RunEncoder
 
 TEXT_WIDTH = 48
 
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         encoder = RunEncoder(arguments.run, arguments.device)
         index = open_index(encoder)
     if arguments.serve:
-        from search_page import make_app, serve
+        from reporting.search_page import make_app, serve
 
         app = make_app(encoder, index, arguments.top or 24, arguments.split)
         serve(app, 8000 if arguments.port is None else arguments.port)

@@ -12,21 +12,13 @@ import time
 
 from tqdm import tqdm
 
-from artifacts import (
-    PREPARE,
-    TRAIN_DOC2VEC,
-    is_up_to_date,
-    making,
-    require,
-    write_array,
-    write_json,
-    write_text,
-    written_whole,
-)
-from config import UserError, make_parser, parse_settings, run_script
-from doc2vec import epochs_kept, save_model, start_word_vectors, text_batches, train, write_corpus
-from pairs import read_pairs, rows_of_split
-from text import SPECIAL_WORDS, Tokenizer, stop_words, train_punkt
+from pipeline.command_line import make_parser, parse_settings, run_script
+from pipeline.errors import UserError
+from pipeline.files import write_array, write_json, write_text, written_whole
+from pipeline.pairs import read_pairs, rows_of_split
+from pipeline.steps import PREPARE, TRAIN_DOC2VEC, is_up_to_date, making, require
+from text_space.doc2vec import epochs_kept, save_model, start_word_vectors, text_batches, train, write_corpus
+from text_space.tokenizer import SPECIAL_WORDS, Tokenizer, stop_words, train_punkt
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,7 +14,10 @@ import dataclasses
 
 import numpy as np
 
-from artifacts import (
+from datasets import load_prepared
+from pipeline.command_line import make_parser, parse_settings, run_script
+from pipeline.files import read_array, write_array
+from pipeline.steps import (
     EXTRACT_DOC2VEC,
     FIND_NEIGHBORS,
     PREPARE,
@@ -22,15 +25,11 @@ from artifacts import (
     is_up_to_date,
     making,
     output_paths,
-    read_array,
     require,
-    write_array,
 )
-from config import make_parser, parse_settings, run_script
-from datasets import load_prepared
-from fine_grained import siamese_step, train_relevance
-from runs import be_deterministic, choose_device
-from siamese import best_threshold, build_network, cosines, embed_texts, held_out, measure, train_network
+from training.fine_grained import siamese_step, train_relevance
+from training.runs import be_deterministic, choose_device
+from training.siamese import best_threshold, build_network, cosines, embed_texts, held_out, measure, train_network
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -28,24 +28,18 @@ from optuna.trial import TrialState
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from artifacts import (
-    EXTRACT_DOC2VEC,
-    FIND_NEIGHBORS,
-    PREPARE,
-    TRAIN_DOC2VEC,
-    read_array,
-    read_json,
-    require,
-    write_json,
-    write_text,
-)
-from config import Settings, UserError, flatten, make_parser, parse_settings, run_script, say_next, without
 from datasets import Prepared, load_prepared
-from encoding import ImageSource, image_source
+from images.loading import ImageSource
 from models import build_model
-from runs import NOT_OF_A_RUN, Weights, be_deterministic, choose_device, run_inputs
-from tables import ANGULAR, TRIPLET
-from train_cross_modal_retrieval_model import Trainer
+from pipeline.command_line import make_parser, parse_settings, run_script, say_next, without
+from pipeline.errors import UserError
+from pipeline.files import read_array, read_json, write_json, write_text
+from pipeline.settings import Settings, flatten
+from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, PREPARE, TRAIN_DOC2VEC, require
+from reporting.tables import ANGULAR, TRIPLET
+from training.embedding import image_source
+from training.runs import NOT_OF_A_RUN, Weights, be_deterministic, choose_device, run_inputs
+from training.trainer import Trainer
 
 SEARCHES = {"baseline": ("sym",), "method": ("sym", "img", "text")}
 """The weights that each search varies; the others are 0."""

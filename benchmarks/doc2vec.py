@@ -31,9 +31,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # before this folder, whos
 from scale import made_up_texts  # noqa: E402
 from timing import Timing, machine, print_table, spread  # noqa: E402
 
-import doc2vec  # noqa: E402
-from config import Settings, load_settings  # noqa: E402
-from text import Tokenizer  # noqa: E402
+from pipeline.settings import Settings, load_settings  # noqa: E402
+from text_space import doc2vec  # noqa: E402
+from text_space.tokenizer import Tokenizer  # noqa: E402
 
 CONFIGS = {"PV-DBOW, negative sampling": "web_news.yaml", "PV-DM, hierarchical softmax": "paper.yaml"}
 

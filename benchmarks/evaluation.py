@@ -28,9 +28,9 @@ from timing import machine, print_table, shown, synchronise, timed  # noqa: E402
 
 import evaluate  # noqa: E402
 import metrics  # noqa: E402
-from config import Settings  # noqa: E402
 from datasets import Prepared  # noqa: E402
-from pairs import Images  # noqa: E402
+from pipeline.pairs import Images  # noqa: E402
+from pipeline.settings import Settings  # noqa: E402
 
 PARTS = {
     "rank_pairs": "ranks of the pairs, both ways",

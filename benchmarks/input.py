@@ -26,11 +26,11 @@ sys.path.insert(0, str(ROOT))
 
 from timing import machine, print_table  # noqa: E402
 
-from config import run_script  # noqa: E402
-from datasets import CachedImages, ImageFiles, PixelSource  # noqa: E402
-from images import MAX_PIXELS, load_thumbnail  # noqa: E402
-from pairs import Images, load_images  # noqa: E402
-from pixel_cache import kind_of_cache, open_pixel_cache  # noqa: E402
+from images.files import MAX_PIXELS, load_thumbnail  # noqa: E402
+from images.loading import CachedImages, ImageFiles, PixelSource  # noqa: E402
+from images.pixel_cache import kind_of_cache, open_pixel_cache  # noqa: E402
+from pipeline.command_line import run_script  # noqa: E402
+from pipeline.pairs import Images, load_images  # noqa: E402
 
 
 def main() -> None:

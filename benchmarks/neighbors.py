@@ -34,12 +34,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # before this folder, whos
 
 from timing import Timing, machine, print_table, shown, spread  # noqa: E402
 
-from artifacts import read_array, write_array  # noqa: E402
-from config import Neighbors, Settings, UserError, load_settings, run_script  # noqa: E402
-from doc2vec import embed_batches, text_batches  # noqa: E402
-from neighbors import HNSW, find_neighbors, recall  # noqa: E402
-from processes import cores  # noqa: E402
-from text import load_tokenizer  # noqa: E402
+from pipeline.command_line import run_script  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
+from pipeline.files import read_array, write_array  # noqa: E402
+from pipeline.processes import cores  # noqa: E402
+from pipeline.settings import Neighbors, Settings, load_settings  # noqa: E402
+from text_space.doc2vec import embed_batches, text_batches  # noqa: E402
+from text_space.neighbors import HNSW, find_neighbors, recall  # noqa: E402
+from text_space.tokenizer import load_tokenizer  # noqa: E402
 
 
 def main() -> None:

@@ -40,12 +40,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from timing import cpu, exponent  # noqa: E402
 
-from artifacts import FIND_NEIGHBORS, read_array  # noqa: E402
-from config import load_settings, run_script  # noqa: E402
 from knn_document_features import rows_of, same_words  # noqa: E402
-from neighbors import HNSW, ROWS_A_STEP, recall  # noqa: E402
-from pairs import numbered, read_pairs, rows_of_split  # noqa: E402
-from processes import cores  # noqa: E402
+from pipeline.command_line import run_script  # noqa: E402
+from pipeline.files import read_array  # noqa: E402
+from pipeline.pairs import numbered, read_pairs, rows_of_split  # noqa: E402
+from pipeline.processes import cores  # noqa: E402
+from pipeline.settings import load_settings  # noqa: E402
+from pipeline.steps import FIND_NEIGHBORS  # noqa: E402
+from text_space.neighbors import HNSW, ROWS_A_STEP, recall  # noqa: E402
 
 RESULTS = Path(__file__).parent / "scale.jsonl"
 SCRIPTS = ("prepare_dataset.py", "train_doc2vec.py", "extract_doc2vec_vectors.py", "knn_document_features.py")

@@ -22,9 +22,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # before this folder, whos
 
 from timing import machine  # noqa: E402
 
-from artifacts import read_array  # noqa: E402
-from pairs import Images  # noqa: E402
-from retrieval_index import Index, Items, found_by  # noqa: E402
+from pipeline.files import read_array  # noqa: E402
+from pipeline.pairs import Images  # noqa: E402
+from reporting.retrieval_index import Index, Items, found_by  # noqa: E402
 
 DIMENSIONS, TOP = 256, 10
 SIZES = [(10_000, 1, np.float32), (250_000, 1, np.float32), (250_000, 1, np.float16), (250_000, 2, np.float32)]

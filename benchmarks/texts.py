@@ -20,11 +20,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from timing import machine, print_table, timed  # noqa: E402
 
-from artifacts import read_array  # noqa: E402
-from config import TextEncoder, run_script  # noqa: E402
 from datasets import WordSequences  # noqa: E402
 from models import GRUEncoder  # noqa: E402
-from pairs import read_pairs, rows_of_split  # noqa: E402
+from pipeline.command_line import run_script  # noqa: E402
+from pipeline.files import read_array  # noqa: E402
+from pipeline.pairs import read_pairs, rows_of_split  # noqa: E402
+from pipeline.settings import TextEncoder  # noqa: E402
 
 
 def main() -> None:

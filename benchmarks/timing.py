@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from processes import cores
+from pipeline.processes import cores
 
 
 class Timing(NamedTuple):

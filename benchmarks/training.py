@@ -27,13 +27,14 @@ sys.path.insert(0, str(ROOT))
 
 from timing import machine, print_table, synchronise  # noqa: E402
 
-from artifacts import read_array  # noqa: E402
-from config import Settings, load_settings, run_script  # noqa: E402
 from datasets import load_prepared  # noqa: E402
-from encoding import autocast, image_source  # noqa: E402
 from models import Backbone, build_model  # noqa: E402
-from runs import Weights  # noqa: E402
-from train_cross_modal_retrieval_model import Trainer  # noqa: E402
+from pipeline.command_line import run_script  # noqa: E402
+from pipeline.files import read_array  # noqa: E402
+from pipeline.settings import Settings, load_settings  # noqa: E402
+from training.embedding import autocast, image_source  # noqa: E402
+from training.runs import Weights  # noqa: E402
+from training.trainer import Trainer  # noqa: E402
 
 WARM_UP = 2
 

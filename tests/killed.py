@@ -19,12 +19,12 @@ from types import FrameType
 CALL, SCRIPT = int(sys.argv[1]), Path(sys.argv[2])
 ROOT = str(SCRIPT.resolve().parent)
 WRITERS = ("torch/serialization.py", "/tensorboard/", "pyarrow/parquet", "numpy/lib/", "gensim/utils.py", "pickle.py")
-SETTINGS = os.path.join(ROOT, "config.py")
+SETTINGS = tuple(os.path.join(ROOT, "pipeline", name) for name in ("settings.py", "command_line.py"))
 
 
 def counts(path: str) -> bool:
     """Whether calls of the functions in a file are counted."""
-    return (path.startswith(ROOT) and "site-packages" not in path and path != SETTINGS) or any(
+    return (path.startswith(ROOT) and "site-packages" not in path and path not in SETTINGS) or any(
         part in path for part in WRITERS
     )
 
@@ -32,7 +32,7 @@ def counts(path: str) -> bool:
 def main() -> None:
     sys.argv = sys.argv[2:]
     sys.path.insert(0, ROOT)
-    script, config = importlib.import_module(SCRIPT.stem), importlib.import_module("config")
+    script, config = importlib.import_module(SCRIPT.stem), importlib.import_module("pipeline.command_line")
     calls, known, process = count(1), {}, os.getpid()
 
     def profile(frame: FrameType, event: str, _: object) -> None:

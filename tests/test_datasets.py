@@ -10,20 +10,11 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from config import Settings, UserError
-from datasets import (
-    FeatureSource,
-    ImageFiles,
-    Neighbors,
-    OtherTexts,
-    PixelSource,
-    Prepared,
-    _ahead,
-    demand_readable,
-    load_prepared,
-    plan_epoch,
-)
-from pairs import SCHEMA, Images, write_pairs
+from datasets import Neighbors, OtherTexts, Prepared, load_prepared, plan_epoch
+from images.loading import FeatureSource, ImageFiles, PixelSource, _ahead, demand_readable
+from pipeline.errors import UserError
+from pipeline.pairs import SCHEMA, Images, write_pairs
+from pipeline.settings import Settings
 
 
 def prepared(pairs: int = 12) -> Prepared:

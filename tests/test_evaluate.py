@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import evaluate
-from config import Settings
 from datasets import Prepared
-from pairs import Images
+from pipeline.pairs import Images
+from pipeline.settings import Settings
 
 
 def prepared(image_ids: np.ndarray, categories: np.ndarray) -> Prepared:

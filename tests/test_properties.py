@@ -21,19 +21,12 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import losses
-from config import (
-    Settings,
-    UserError,
-    flatten,
-    load_settings,
-    make_parser,
-    mistakes,
-    parse_settings,
-    setting_types,
-)
+from pipeline.command_line import make_parser, parse_settings
+from pipeline.errors import UserError
+from pipeline.settings import Settings, flatten, load_settings, mistakes, setting_types
 from prepare_dataset import read_table
-from sources import RECORDS, read_manifest
-from text import Tokenizer, _shown, train_punkt
+from readers.manifest import RECORDS, read_manifest
+from text_space.tokenizer import Tokenizer, _shown, train_punkt
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates too
 folder_stays = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

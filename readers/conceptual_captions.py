@@ -1,0 +1,210 @@
+"""Reader of Conceptual Captions (Sharma et al., ACL 2018): web images with their cleaned alt texts.
+
+Google publishes captions and addresses; the images are what `img2dataset` could still download, as files or in tar
+shards. Its key is the address: which caption belongs to a downloaded image is looked up by it.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from images.tar_members import leads_out, members, without_place
+from pipeline.errors import UserError
+from pipeline.processes import process_pool
+from pipeline.settings import Settings
+from readers.published import TOO_LONG, Published, Row, files_below, given_root, inside, lines_of, look_for
+
+CONCEPTUAL_CAPTIONS = "https://ai.google.com/research/ConceptualCaptions/download"
+IMG2DATASET = "https://github.com/rom1504/img2dataset (dataset_examples/cc3m.md)"
+PARTS = {
+    "train": ("Train_GCC-training.tsv", ("train", "training")),
+    "test": ("Validation_GCC-1.1.0-Validation.tsv", ("val", "validation")),
+}
+"""By our split: the owner's file, and names of the folder into which its images were downloaded.
+
+The owner keeps the captions of the test images, so the published validation part is what is tested on.
+"""
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+SHARDS_WORTH_A_PROCESS = 4
+LONGEST_RECORD = 10_000_000  # bytes of an image's .json
+
+
+def conceptual_captions(settings: Settings) -> Published:
+    """Conceptual Captions: the two TSVs, and a folder for each that img2dataset wrote.
+
+    dataset.root holds `Train_GCC-training.tsv` and `Validation_GCC-1.1.0-Validation.tsv` (caption, tab, address) and
+    the folders train/ and val/. In these lie shards, NNNNN.tar or a folder NNNNN/ of files each, and their metadata,
+    NNNNN.parquet (without it, the .json of each image is read). Raises UserError where one of these is missing.
+    """
+    root = given_root(settings)
+    parts = {}
+    for split, (name, folders) in PARTS.items():
+        captions = look_for(root, (name,), f"captions to {split} on", CONCEPTUAL_CAPTIONS)
+        folder = look_for(root, folders, f"folder with the images of {name}", IMG2DATASET)
+        if not _shards(folder):
+            found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+            raise UserError(
+                f"{folder} holds no shards: looked for NNNNN.tar or NNNNN/, found {found}; see {IMG2DATASET}"
+            )
+        parts[split] = (captions, folder)
+    folders = [folder.name for _, folder in parts.values()]
+    return Published(
+        root,
+        lambda: read_conceptual_captions(root, parts),
+        tuple(captions for captions, _ in parts.values()),
+        lambda: files_below(root, *folders),
+    )
+
+
+def read_conceptual_captions(root: Path, parts: dict[str, tuple[Path, Path]]) -> Iterator[Row]:
+    """Rows of the TSVs, in their order; `parts` maps each split to its TSV and its folder of images.
+
+    A row whose image was not downloaded is rejected. Rows with the same address are texts of the same image.
+    """
+    for split, (captions, folder) in parts.items():
+        downloads = Downloads(root, folder)
+        try:
+            with captions.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+                lines = ((number, TOO_LONG if line is None else line) for number, line in lines_of(file))
+                while some := list(itertools.islice(lines, 10_000)):
+                    records = [line.rstrip("\r\n").split("\t") for _, line in some]
+                    found = downloads.find([record[-1] for record in records])
+                    for (number, line), record, (image, why) in zip(some, records, found, strict=True):
+                        label = f"{captions.name} line {number}"
+                        if len(record) != 2:
+                            if line.strip():
+                                why = f"has {len(record)} fields, not caption and address"
+                                yield Row(label, split=split, rejected=("bad row", why))
+                        elif record == ["caption", "url"] and number == 1:
+                            continue  # the first line that img2dataset's instructions have one add
+                        elif image is None:
+                            yield Row(
+                                label, text=record[0], split=split, rejected=("missing file", f"{record[1]} {why}")
+                            )
+                        else:
+                            yield inside(root, Row(label, image, record[0], without_place(image), split=split))
+        except OSError as error:
+            raise UserError(f"cannot read {captions}: {error.strerror}") from None
+
+
+# What img2dataset wrote
+
+
+class Downloads:
+    """Where the images of a folder of shards are, by address: some 60 bytes an image, whatever their number."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        shards = _shards(folder)
+        read = functools.partial(_of_shard, root)
+        bar = tqdm(total=len(shards), desc=f"shards of {folder.name}", unit="shard", disable=None)
+        with bar, process_pool() as pool:
+            found = []
+            for part in (pool.map if len(shards) > SHARDS_WORTH_A_PROCESS else map)(read, shards):
+                found.append(part)
+                bar.update()
+        keys = np.concatenate([part[0] for part in found])
+        self._order = np.argsort(keys, kind="stable")  # of equal addresses the first download counts
+        self._keys = keys[self._order]
+        self._there = np.concatenate([part[1] for part in found])
+        self._texts = pa.concat_arrays([part[2] for part in found])
+
+    def find(self, addresses: list[str]) -> list[tuple[str | None, str]]:
+        """For each address the path of its image, or None and why there is none."""
+        wanted = _keys(addresses)
+        places = np.searchsorted(self._keys, wanted)
+        known = places < len(self._keys)
+        known[known] = self._keys[places[known]] == wanted[known]
+        numbers = self._order[places[known]]
+        texts = iter(self._texts.take(pa.array(numbers)).to_pylist())
+        there = iter(self._there[numbers].tolist())
+        return [
+            ((next(texts), "") if next(there) else (None, next(texts))) if is_known else (None, "is in no shard")
+            for is_known in known.tolist()
+        ]
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The tar files and the folders with a number for a name that img2dataset left in `folder`, in order.
+
+    `cc3m-train-0000.tar` and the like, as such shards are passed on, are shards too.
+    """
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if (path.suffix == ".tar" and path.is_file()) or (path.name.isdecimal() and path.is_dir())
+    )
+
+
+def _keys(addresses: list[str]) -> np.ndarray:
+    """A number (uint64) for each address, equal where they are."""
+    digests = (hashlib.blake2b(each.encode(errors="surrogatepass"), digest_size=8).digest() for each in addresses)
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def _of_shard(root: Path, shard: Path) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+    """What a shard holds: keys of addresses (uint64), whether each was downloaded (bool), and its path or why not."""
+    paths, addresses = _images_of(root, shard)
+    metadata = shard.with_suffix(".parquet") if shard.suffix else shard.with_name(f"{shard.name}.parquet")
+    outcomes: dict[str, str] = {}
+    if metadata.is_file():
+        try:
+            table = pq.read_table(metadata, columns=["key", "url", "status", "error_message"])
+            table.validate(full=True)
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"cannot read {metadata}: {why}; it should be as img2dataset wrote it") from None
+        for record in table.to_pylist():
+            if not isinstance(record["key"], str) or not isinstance(record["url"], str | None):
+                raise UserError(f"{metadata} has a key or url that is no text; it should be as img2dataset wrote it")
+            addresses[record["key"]] = record["url"]
+            if record["status"] != "success":
+                outcomes[record["key"]] = f"was not downloaded ({record['error_message'] or record['status']})"
+    texts = [paths.get(key) or outcomes.get(key, "is not in its shard") for key in addresses]
+    there = np.array([key in paths for key in addresses], bool)
+    # A file's name need not be UTF-8; one that is not leads to no file.
+    texts = [text.encode(errors="replace").decode() for text in texts]
+    return _keys([address or "" for address in addresses.values()]), there, pa.array(texts, pa.large_string())
+
+
+def _images_of(root: Path, shard: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """By key, the paths of the images in a shard, and, where there is no Parquet file, the addresses in its .json."""
+    paths: dict[str, str] = {}
+    addresses: dict[str, str] = {}
+    needs_json = not shard.with_name(f"{shard.stem}.parquet").is_file()
+
+    def take(name: str, path: str, read: Any) -> None:
+        key, suffix = Path(name).stem, Path(name).suffix.lower()
+        if suffix in IMAGES:
+            paths[key] = path
+        elif suffix == ".json" and needs_json:
+            try:
+                addresses[key] = str(json.loads(read())["url"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                return  # an image whose address nobody knows belongs to no caption
+
+    if shard.is_dir():
+        for file in sorted(shard.iterdir()):
+            take(file.name, file.relative_to(root).as_posix(), file.read_bytes)
+    else:
+        with shard.open("rb") as opened:
+            for member in members(shard):
+                if not leads_out(member.name):
+                    take(member.name, member.path(root), lambda member=member: _read(opened, member.first, member.size))
+    return paths, addresses
+
+
+def _read(file: Any, first: int, size: int) -> bytes:
+    """The bytes of a small text in a shard; "" where there are more than a record of img2dataset has."""
+    if size > LONGEST_RECORD:
+        return b""
+    file.seek(first)
+    return file.read(size)

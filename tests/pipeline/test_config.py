@@ -1,0 +1,266 @@
+"""Settings: files, flags, defaults, and the mistakes people make in them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from pipeline.command_line import make_parser, parse_settings, run_script
+from pipeline.errors import UserError
+from pipeline.settings import READ_WITH, Settings, flatten, load_settings, mistakes, select, setting_types
+
+
+def parse(*words: str) -> Settings:
+    return parse_settings(make_parser("A script."), list(words))[0]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 3\ntraining:\n  batch_size: 8\n  learning_rate: 1e-3\nneighbors:\n  draw_from: null\n")
+    return path
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(config: Path) -> None:
+    settings, of_file, _ = parse_settings(
+        make_parser("A script."), ["--config", str(config), "--training.batch_size", "16"]
+    )
+    assert (settings.seed, settings.training.batch_size, settings.training.learning_rate) == (3, 16, 1e-3)
+    assert settings.training.weight_decay == Settings().training.weight_decay
+    assert of_file.training.batch_size == 8
+
+
+def test_without_a_config_the_scripts_take_openclipart() -> None:
+    assert parse() == load_settings(ROOT / "configs" / "openclipart.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    assert not mistakes(load_settings(path))
+
+
+def test_a_seed_that_gensim_does_not_take_is_a_mistake() -> None:
+    assert mistakes(Settings(seed=5_000_000_000)) == [
+        "seed is 5000000000 and must be below 2^32, as gensim takes no more"
+    ]
+    assert not mistakes(Settings(seed=2**32 - 1))
+
+
+def test_paper_config_says_what_the_defaults_are() -> None:
+    assert load_settings(ROOT / "configs" / "paper.yaml") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--training.batchsize", "3"], "did you mean training.batch_size?"),
+        (["--training.batch_size", "many"], "training.batch_size"),
+        (["--loss.base", "cosine"], "loss.base"),
+        (["--config", "/nowhere.yaml"], "cannot read the config /nowhere.yaml"),
+        (["stray"], "stray is one argument too many"),
+    ],
+)
+def test_a_wrong_command_line_ends_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        parse(*words)
+    except SystemExit as end:
+        assert end.code == 2
+        error = capsys.readouterr().err
+    except UserError as end:
+        error = f"{end}\n"
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_wrong_keys_in_a_file_are_all_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("trainning: {batch_size: 3}\nneighbors: {kk: 3}\n")
+    with pytest.raises(UserError, match=r"trainning.*neighbors.kk; did you mean neighbors.k\?"):
+        parse("--config", str(path))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00", "training: 3"])
+def test_a_file_that_is_no_settings_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises((UserError, SystemExit)):
+        parse("--config", str(path))
+
+
+def test_all_wrong_values_are_listed_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        parse("--training.batch_size", "0", "--loss.margin", "-1", "--neighbors.min_recall", "2")
+    for name in ("training.batch_size", "loss.margin", "neighbors.min_recall"):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--doc2vec.hierarchical_softmax", "false", "--doc2vec.negative", "0"],
+        ["--loss.tile_negatives", "true", "--loss.form", "hinge"],
+        ["--dataset.source", "manifest"],
+        ["--dataset.val_share", "0.6", "--dataset.test_share", "0.5"],
+        ["--training.batches", "neighborhoods", "--neighbors.draw", "anywhere"],
+        ["--training.batches", "neighborhoods", "--loss.base", "struc"],
+        ["--training.batches", "neighborhoods", "--loss.base", "struc", "--loss.structure", "ground_truth"],
+        ["--training.batches", "neighborhoods", "--loss.base", "fine_grained"],
+        ["--training.batches", "neighborhoods", "--training.batch_size", "3"],
+        ["--training.compile", "true", "--model.pvse.embeddings", "2"],
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(words: list[str]) -> None:
+    with pytest.raises(UserError):
+        parse(*words)
+
+
+def test_select_takes_whole_sections_and_single_settings() -> None:
+    chosen = select(Settings(), ("seed", "text", "neighbors.k"))
+    assert set(chosen) == {"seed", "neighbors.k", *(name for name in flatten(Settings()) if name.startswith("text."))}
+
+
+def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse("--help")
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for name in flatten(Settings()):
+        assert f"--{name} " in shown
+
+
+def test_a_script_names_the_next_one_with_the_settings_of_its_call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["step.py", "--work", "my work", "--seed", "1"])
+    run_script(lambda: None, then="train.py 1 0.3 0.2")
+    assert capsys.readouterr().out == "next: python train.py 1 0.3 0.2 --work 'my work' --seed 1\n"
+
+    def wrong() -> None:
+        raise UserError("not so")
+
+    with pytest.raises(SystemExit):
+        run_script(wrong, then="train.py")
+    assert "next" not in capsys.readouterr().out
+
+
+NUMBERS = [
+    name
+    for name, kind in setting_types().items()
+    if "Literal" not in str(kind) and ("int" in str(kind) or "float" in str(kind))
+]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [-1, 10**40, float("nan"), float("inf")])
+def test_every_number_has_a_range(name: str, value: float) -> None:
+    settings = Settings()
+    section, last = settings, name.split(".")[-1]
+    for part in name.split(".")[:-1]:
+        section = getattr(section, part)
+    setattr(section, last, [value, 1] if isinstance(getattr(section, last), list) else value)
+    assert any(mistake.startswith(f"{name} is ") for mistake in mistakes(settings))
+
+
+def test_null_is_only_for_settings_that_say_so() -> None:
+    assert mistakes(load_settings({"seed": None, "training": {"batch_size": None}, "loss": {"margin": None}})) == [
+        "seed is null and must be a whole number",
+        "training.batch_size is null and must be a whole number",
+    ]
+
+
+def test_wrong_types_ranges_and_combinations_are_listed_together(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "training: {batch_size: many, learning_rate: .nan}\nloss: {margin: -1}\n"
+        "dataset: {source: manifest, name: a/b, karpathy_split: true}\nseed: null\n"
+    )
+    with pytest.raises(UserError) as error:
+        parse("--config", str(path), "--loss.base", "cosine", "--neighbors.k", "0", "--doc2vec.epochs", "1.5")
+    assert {message.split(" ")[0] for message in str(error.value).split("; ")} == {
+        "training.batch_size",
+        "training.learning_rate",
+        "loss.margin",
+        "loss.base",
+        "dataset.source",
+        "dataset.name",
+        "dataset.karpathy_split",
+        "neighbors.k",
+        "doc2vec.epochs",
+        "seed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--loss.margin", "0.3"], "loss.margin"),
+        (["--loss.base", "triplet", "--loss.form", "hinge"], "loss.form"),
+        (["--loss.base", "struc", "--loss.tan_squared_alpha", "0.3"], "loss.tan_squared_alpha"),
+        (["--loss.label_strength", "3"], "loss.label_strength"),
+        (
+            ["--loss.base", "fine_grained", "--loss.labels", "equal", "--loss.label_strength", "3"],
+            "loss.label_strength",
+        ),
+        (["--neighbors.method", "exact", "--neighbors.hnsw_m", "8"], "neighbors.hnsw_m"),
+        (["--model.image.trainable", "false", "--training.pixel_cache", "raw"], "training.pixel_cache"),
+        (["--training.pixel_cache", "raw", "--training.pixel_cache_gb", "2"], "training.pixel_cache_gb"),
+        (["--model.pvse.embeddings", "1", "--model.pvse.mmd_weight", "1"], "model.pvse.mmd_weight"),
+        (["--dataset.synthetic.pairs", "20"], "dataset.synthetic.pairs"),
+        (["--training.compile", "true", "--model.image.trainable", "false"], "training.compile"),
+        (["--dataset.near_duplicates=false", "--dataset.near_duplicate_threshold=0.5"], "near_duplicate_threshold"),
+    ],
+)
+def test_a_flag_that_nothing_reads_is_refused(words: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["a.py", "--config", str(ROOT / "configs" / "paper.yaml"), *words])
+    with pytest.raises(UserError, match=f"{name} is .*, which nothing reads: it goes with"):
+        parse_settings(make_parser("A script."))
+    # A script that calls others passes on all flags; a file may hold settings for a choice that flags make.
+    assert parse(*words)
+
+
+def test_each_setting_that_is_not_always_read_exists() -> None:
+    for prefixes, _, _ in READ_WITH:
+        assert all(any(name.startswith(prefix) for name in flatten(Settings())) for prefix in prefixes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "training: 3",
+        "training: [1]",
+        "training:",
+        "seed: 2020-99-99",
+        "seed: &a [*a]",
+        "seed: &a [[1], [1]]\nwork: [*a, *a]",
+        "[" * 5000,
+        "!!python/object/apply:os.system ['touch ran']",
+        "seed: " + "9" * 5000,
+        "x: !!timestamp 5",
+        "null",
+        'work: "\\ud800"',
+        'work: "a\\0"',
+    ],
+)
+def test_a_hostile_file_ends_in_one_line_and_runs_nothing(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        parse("--config", str(path))
+    assert len(str(error.value)) < 1000 and not (tmp_path / "ran").exists()
+
+
+def test_a_list_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    """Nine levels of ten aliases each are 10^9 numbers, once they are written out."""
+    path = tmp_path / "config.yaml"
+    nested = "[1]"
+    for number in range(9):
+        nested = f"[&b{number} {nested}{f', *b{number}' * 9}]"
+    path.write_text(f"evaluation: {{kway: {nested}}}")
+    with pytest.raises(UserError, match=r"evaluation\.kway must be a single value or a list of such"):
+        parse("--config", str(path))

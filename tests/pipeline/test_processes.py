@@ -1,0 +1,39 @@
+"""Processes that share a step's work."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.processes import in_order
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def kill_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_results_come_in_order_and_items_are_taken_as_they_are_needed(processes: int) -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    results = in_order(square, items(), processes)
+    assert next(results) == 0 and len(taken) == 2 * processes + 1
+    assert list(results) == [number * number for number in range(1, 20)]
+
+
+def test_a_process_that_is_killed_ends_the_work() -> None:
+    with pytest.raises(UserError, match="was killed, as happens where memory runs out"):
+        list(in_order(kill_at_three, range(10), 2))

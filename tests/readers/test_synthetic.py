@@ -1,0 +1,137 @@
+"""The made-up dataset: what it promises about topics, pictures and words."""
+
+import itertools
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.settings import Synthetic, load_settings, mistakes
+from readers import synthetic
+
+SMALL = Synthetic(pairs=400, topics=6, motifs=12, motifs_per_topic=4, literalness=0.0)
+
+
+def drawn(folder: Path, seed: int = 0, **changes: Any) -> list[dict[str, str]]:
+    settings = Synthetic(**{**vars(SMALL), **changes})
+    lines = synthetic.draw(settings, seed, folder).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def words(text: str) -> list[str]:
+    return text.lower().replace(".", "").split()
+
+
+def test_same_settings_and_seed_same_bytes(tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        drawn(tmp_path / name, seed, pairs=20)
+    one, again, other = (contents(tmp_path / name) for name in ("one", "again", "other"))
+    assert one == again
+    assert set(one) == set(other)
+    assert one["pairs.jsonl"] != other["pairs.jsonl"]
+    assert one["images/000000.png"] != other["images/000000.png"]
+
+
+def test_a_topic_has_its_words_and_shares_the_common_ones(tmp_path: Path) -> None:
+    pairs = drawn(tmp_path / "drawn")
+    assert len({pair["category"] for pair in pairs}) == SMALL.topics
+    topics_of = defaultdict(set)
+    for pair in pairs:
+        for word in words(pair["text"]):
+            topics_of[word].add(pair["category"])
+    own = {word for word, topics in topics_of.items() if len(topics) == 1}
+    counts = [sum(word in own for word in words(pair["text"])) for pair in pairs]
+    assert sum(counts) / len(counts) == pytest.approx(synthetic.TOPIC_SHARE * 18, abs=2)
+    assert sum(len(topics) == SMALL.topics for topics in topics_of.values()) > 20
+
+
+@pytest.mark.parametrize(("motifs_per_topic", "topics_a_motif"), [(4, {2}), (5, {2, 3}), (12, {6})])
+def test_a_motif_serves_several_topics_and_a_topic_has_several_motifs(
+    motifs_per_topic: int, topics_a_motif: set[int]
+) -> None:
+    settings = Synthetic(**{**vars(SMALL), "motifs_per_topic": motifs_per_topic})
+    for seed in range(10):
+        world = synthetic.World(settings, synthetic.random.Random(seed))
+        assert all(len(hand) == len(set(hand)) == motifs_per_topic for hand in world.motifs_of)
+        assert {sum(motif in hand for hand in world.motifs_of) for motif in range(SMALL.motifs)} == topics_a_motif
+    assert len(set(world.shapes)) == SMALL.motifs
+    all_words = [*itertools.chain(world.topics, world.motif_words, world.common_words, *world.topic_words)]
+    assert len(set(all_words)) == len(all_words)
+
+
+@pytest.mark.parametrize("literalness", [0.0, 0.5, 1.0])
+def test_literalness_is_the_share_of_texts_that_name_what_is_drawn(literalness: float) -> None:
+    settings = Synthetic(**{**vars(SMALL), "literalness": literalness})
+    world = synthetic.World(settings, synthetic.random.Random(0))
+    naming = 0
+    for number in range(400):
+        motif = number % SMALL.motifs
+        text = words(world._text(0, motif, "blue"))
+        named = "blue" in text
+        assert named == (world.motif_words[motif] in text)
+        assert not set(text) & (set(world.motif_words) - {world.motif_words[motif]})
+        assert len(text) == synthetic.SENTENCES * synthetic.WORDS
+        naming += named
+    assert naming / 400 == pytest.approx(literalness, abs=0.1)
+
+
+def test_pictures_show_their_motif_in_its_colour() -> None:
+    world = synthetic.World(SMALL, synthetic.random.Random(0))
+    for motif in range(SMALL.motifs):
+        for colour, ink in synthetic.COLOURS.items():
+            picture = world._picture(motif, colour)
+            assert picture.size == (synthetic.SIZE, synthetic.SIZE)
+            assert ink in {pixel for _, pixel in picture.getcolors(5000)}
+
+
+def test_it_is_drawn_once_and_anew_for_other_settings(tmp_path: Path) -> None:
+    folder = tmp_path / "published" / "synthetic"
+    drawn(folder, pairs=20)
+    before = (folder / "pairs.jsonl").stat().st_ino
+    drawn(folder, pairs=20)
+    assert (folder / "pairs.jsonl").stat().st_ino == before
+    (folder / "images" / "000003.png").unlink()
+    assert len(drawn(folder, pairs=20)) == 20
+    assert (folder / "images" / "000003.png").exists()
+    assert drawn(folder, pairs=20, literalness=1.0) != drawn(folder, pairs=20)
+    assert len(drawn(folder, pairs=21)) == 21
+    assert len(list((folder / "images").iterdir())) == 21
+    assert [path.name for path in folder.parent.iterdir()] == ["synthetic"]
+
+
+def test_it_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "published" / "synthetic"
+    drawn(folder, pairs=20)
+    before = contents(folder)
+    monkeypatch.setattr(synthetic, "write_json", fail)
+    with pytest.raises(UserError, match="No space left"):
+        drawn(folder, pairs=30)
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["synthetic"]
+
+
+def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "synthetic").mkdir()
+    (tmp_path / "synthetic" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="move it away"):
+        drawn(tmp_path / "synthetic")
+    assert (tmp_path / "synthetic" / "thesis.txt").read_text() == "mine"
+
+
+def test_impossible_settings(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("dataset: {synthetic: {motifs: 70, motifs_per_topic: 80}}")
+    assert {message.split(" is ")[0] for message in mistakes(load_settings(path))} == {
+        "dataset.synthetic.motifs",
+        "dataset.synthetic.motifs_per_topic",
+    }

@@ -1,0 +1,157 @@
+"""The paper's tables: what stands in them, how they are filled and written, and that a stopped call goes on."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, one_line_error, run_script
+from scipy import stats
+
+from pipeline.command_line import make_parser, parse_settings, without
+from pipeline.settings import Settings
+from reporting import tables
+from reporting.tables import ANG, CONTROL, OURS, TABLES, TRIP, Method, Table
+from reproduce_tables import evaluation_flags, is_measured
+
+SMALL = Table(1, "Small", ((ANG, OURS), (TRIP,)), ("a",), underlined=(ANG.name, TRIP.name))
+VALUES = {ANG.name: {"a": [0.5, 0.6, 0.7]}, OURS.name: {"a": [0.6, 0.65, 0.9]}, TRIP.name: {"a": [0.3, 0.4, 0.5]}}
+
+
+def rows(content: dict) -> dict[str, dict]:
+    return {row["method"]: row["figures"]["a"] for row in content["rows"]}
+
+
+def test_means_deviations_and_paired_differences() -> None:
+    filled = rows(tables.fill(SMALL, VALUES, "politics", {"a": 0.2}))
+    assert np.isclose(filled[OURS.name]["mean"], np.mean([0.6, 0.65, 0.9]))
+    assert np.isclose(filled[OURS.name]["sd"], np.std([0.6, 0.65, 0.9], ddof=1))
+    interval = stats.ttest_rel([0.6, 0.65, 0.9], [0.5, 0.6, 0.7]).confidence_interval(0.95)
+    difference = filled[OURS.name]["difference"]
+    assert np.allclose([difference["low"], difference["high"]], interval)
+    assert filled[ANG.name]["difference"] is None
+    assert filled[TRIP.name]["difference"] is None
+
+
+def test_the_best_of_a_group_is_bold_and_the_best_of_some_underlined() -> None:
+    filled = rows(tables.fill(SMALL, VALUES, "politics", {"a": 0.2}))
+    assert [name for name, cell in filled.items() if cell.get("bold")] == [OURS.name]
+    assert [name for name, cell in filled.items() if cell.get("underline")] == [ANG.name]
+
+
+def test_paper_values_stand_beside_its_own_datasets_only() -> None:
+    assert tables.fill(SMALL, VALUES, "politics", {"a": 0.2})["rows"][0]["paper"] == (0.6270, 0.6216)
+    assert tables.fill(SMALL, VALUES, "openclipart", {"a": 0.2})["rows"][0]["paper"] is None
+
+
+def test_markdown_says_what_the_numbers_say() -> None:
+    text = tables.to_markdown(tables.fill(SMALL, VALUES, "politics", {"a": 0.2}), "heading")
+    assert f"| {OURS.name} | **0.7167** ± 0.1607 | 0.6467 0.6492 |" in text
+    assert f"| {ANG.name} | <u>0.6000</u> ± 0.1000 |" in text
+    assert "| chance | 0.2000 |  |" in text
+    assert f"| {OURS.name} against {ANG.name} | +0.1167 [" in text
+
+
+def test_contrasts_are_paired_differences_too() -> None:
+    table = dataclasses.replace(SMALL, contrasts=((OURS, TRIP), (OURS, CONTROL)))
+    (contrast,) = tables.fill(table, VALUES, "politics", {"a": 0.2})["contrasts"]  # CONTROL has no values
+    interval = stats.ttest_rel([0.6, 0.65, 0.9], [0.3, 0.4, 0.5]).confidence_interval(0.95)
+    assert np.allclose([contrast["figures"]["a"]["low"], contrast["figures"]["a"]["high"]], interval)
+    text = tables.to_markdown(tables.fill(table, VALUES, "politics", {"a": 0.2}), "")
+    assert f"| {OURS.name} against {TRIP.name} | +0.3167 [" in text
+
+
+def test_groups_are_set_apart_and_absent_ones_leave_no_gap() -> None:
+    blank = "| | |"
+    both = tables.to_markdown(tables.fill(SMALL, VALUES, "openclipart", {"a": 0.2}), "")
+    assert both.count(f"\n{blank}\n") == 1
+    second = tables.to_markdown(tables.fill(SMALL, {TRIP.name: VALUES[TRIP.name]}, "openclipart", {"a": 0.2}), "")
+    assert blank not in second
+
+
+def test_a_note_stands_below_the_rows() -> None:
+    noted = Table(9, "Own", SMALL.groups, ("a",), note="† says so")
+    assert "\n\n† says so\n" in tables.to_markdown(tables.fill(noted, VALUES, "openclipart", {"a": 0.2}), "")
+    assert "†" not in tables.to_markdown(tables.fill(SMALL, VALUES, "openclipart", {"a": 0.2}), "")
+
+
+def test_one_seed_has_neither_deviation_nor_interval() -> None:
+    values = {name: {"a": figures["a"][:1]} for name, figures in VALUES.items()}
+    content = tables.fill(SMALL, values, "openclipart", {"a": 0.2})
+    assert rows(content)[OURS.name]["sd"] is None
+    assert rows(content)[OURS.name]["difference"] is None
+    assert "±" not in tables.to_markdown(content, "")
+
+
+@pytest.mark.parametrize("number", sorted(TABLES))
+def test_paper_values_are_those_of_rows_that_are_there(number: int) -> None:
+    here = {method.name for group in TABLES[number].groups for method in group}
+    for rows_of_paper in tables.PAPER.get(number, {}).values():
+        assert set(rows_of_paper) <= here
+
+
+def test_methods_have_names_of_their_own() -> None:
+    methods: dict[str, Method] = {}
+    for table in TABLES.values():
+        for group in table.groups:
+            for method in group:
+                assert methods.setdefault(method.name, method) == method
+
+
+def test_flags_are_taken_out_with_their_values() -> None:
+    argv = ["--config", "c", "--seeds", "3", "--tables", "1", "3", "--out=x", "--seed", "4", "--loss.margin", "1"]
+    kept = without(argv, {"--seeds": 1, "--tables": 2, "--out": 1, "--seed": 1, "--work": 1})
+    assert kept == ["--config", "c", "--loss.margin", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--seeds", "0"], "--seeds"), (["--tables", "9"], "no table 9"), (["--loss.foo", "1"], "loss.foo")],
+)
+def test_wrong_calls_end_in_one_line(words: list[str], message: str) -> None:
+    assert message in one_line_error(run_script("reproduce_tables.py", *TINY, *words, ok=False))
+
+
+def test_evaluation_settings_survive_as_flags() -> None:
+    words = ["--evaluation.kway", "[3]", "--evaluation.split", "val", "--evaluation.sampled_repeats", "0"]
+    settings = parse_settings(make_parser(""), [*TINY, *words])[0]
+    again = parse_settings(make_parser(""), evaluation_flags(settings), base=Settings())[0]
+    assert again.evaluation == settings.evaluation
+
+
+def test_a_figure_that_a_run_lacks_is_no_column() -> None:
+    figures = {"one": [{"a": {}, "b": {}}, {"a": {}}], "two": [{"a": {}, "b": {}}], "three": [{}]}
+    assert is_measured("a", ["one", "two"], figures)
+    assert is_measured("b", ["two"], figures)
+    assert not is_measured("b", ["one", "two"], figures)
+    assert not is_measured("a", ["one", "three"], figures)
+
+
+@pytest.mark.slow
+def test_what_is_measured_can_change_between_calls(tmp_path: Path) -> None:
+    words = [*TINY, "--seeds", "1", "--training.max_epochs", "1", "--work", tmp_path / "work", "--out", tmp_path]
+    words += ["--tables", "3", "--methods", "OURS"]
+    assert "| preservation_3_images |" in run_script("reproduce_tables.py", *words).stdout
+    shown = run_script("reproduce_tables.py", *words, "--evaluation.preservation_k", "16").stdout
+    assert "table 3: preservation_16_texts is left out" in shown
+    assert "| | preservation_1_percent_images | preservation_1_percent_texts |" in shown.replace("|  |", "| |")
+    shown = run_script("reproduce_tables.py", *words, "--evaluation.preservation_k", "2").stdout
+    assert "| preservation_2_images |" in shown
+
+
+@pytest.mark.slow
+def test_a_call_that_was_stopped_goes_on_and_ends_with_the_same_tables(tmp_path: Path) -> None:
+    words = [*TINY, "--seeds", "2", "--tables", "4", "--training.max_epochs", "1"]
+    one, two = ([*words, "--work", tmp_path / name / "work", "--out", tmp_path / name] for name in ("one", "two"))
+    run_script("reproduce_tables.py", *one)
+    # Stopped in the middle: one seed done, and one run of the other cut short.
+    stopped = [*words[:-5], "1", *words[-4:], "--work", tmp_path / "two" / "work", "--out", tmp_path / "two"]
+    run_script("reproduce_tables.py", *stopped)
+    (cut, *_) = sorted((tmp_path / "two").glob("work-seed=0/runs/*"))
+    (cut / "run.json").unlink()
+    (cut / "evaluate.json").unlink()
+    run_script("reproduce_tables.py", *two)
+    tables_of = [json.loads((tmp_path / name / "table4.json").read_text()) for name in ("one", "two")]
+    assert tables_of[0]["rows"] == tables_of[1]["rows"]
+    assert (ROOT / "reproduce_tables.py").exists()

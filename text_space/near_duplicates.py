@@ -1,0 +1,166 @@
+"""Texts that nearly repeat another one, found with MinHash signatures and locality-sensitive hashing.
+
+Broder, "On the resemblance and containment of documents" (1997); banding as in Leskovec, Rajaraman and Ullman,
+"Mining of Massive Datasets", ch. 3. Candidates from the bands are verified by the share of equal signature values,
+which estimates the Jaccard similarity of two texts' 3-grams with a standard error of at most 0.044.
+"""
+
+import contextlib
+import functools
+import itertools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from datasketch import MinHash
+from tqdm import tqdm
+
+from pipeline.files import open_array, read_json, write_json
+from pipeline.processes import cores, in_order
+
+TEXTS_AT_A_TIME = 5_000  # to a process
+PERMUTATIONS = 128
+WITHOUT_SPACES = ("zh", "ja", "th", "lo", "km", "my")  # languages whose words no spaces part
+
+_MULTIPLIERS = np.random.default_rng(0).integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def shingles(text: str, language: str = "en") -> set[str]:
+    """The 3-grams of a text's words (of its characters in languages without spaces), in lower case.
+
+    A text of fewer than three is one shingle of its own, one without any word none.
+    """
+    words = re.findall(r"\w+", text.lower())
+    if language in WITHOUT_SPACES:
+        characters = "".join(words)
+        return {characters[i : i + 3] for i in range(max(1, len(characters) - 2))} if characters else set()
+    return {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))} if words else set()
+
+
+def signatures(
+    texts: Iterable[str], count: int, language: str = "en", unfinished: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """MinHash signatures of `count` texts, uint16 (count, PERMUTATIONS), and which texts have a word, bool (count,).
+
+    Only the low 16 bits of each value are kept: two that differ agree in them once in 65,536 times. With the folder
+    `unfinished` both lie in it, memory-mapped, and a call that was stopped goes on from there.
+    """
+    done = 0
+    if unfinished:
+        done_file = unfinished / "signatures.json"
+        done = read_json(done_file) if done_file.is_file() else 0
+        values = open_array(unfinished / "signatures.npy", (count, PERMUTATIONS), np.uint16, done > 0)
+        has_words = open_array(unfinished / "has_words.npy", (count,), bool, done > 0)
+    else:
+        values, has_words = np.zeros((count, PERMUTATIONS), np.uint16), np.zeros(count, bool)
+    texts = itertools.islice(texts, done, None)
+    parts = iter(lambda: list(itertools.islice(texts, TEXTS_AT_A_TIME)), [])
+    bar = tqdm(total=count, initial=done, desc="near-duplicate texts: signatures", unit="text", disable=None)
+    sign = functools.partial(_sign, language=language)
+    processes = cores() if count > 2 * TEXTS_AT_A_TIME else 0  # starting them would take longer than it saves
+    with bar, contextlib.closing(in_order(sign, parts, processes)) as signed:
+        for of_part in signed:
+            end = done + len(of_part[0])
+            values[done:end], has_words[done:end] = of_part
+            done = end
+            if unfinished:
+                values.flush()
+                has_words.flush()
+                write_json(done_file, done)
+            bar.update(len(of_part[0]))
+    return values, has_words
+
+
+def _sign(texts: list[str], language: str) -> tuple[np.ndarray, np.ndarray]:
+    # The scheme is named because it fixes the signatures: a newer library must not find other duplicates.
+    minhash = MinHash(PERMUTATIONS, scheme="affine32")
+    values, has_words = np.zeros((len(texts), PERMUTATIONS), np.uint16), np.zeros(len(texts), bool)
+    for row, text in enumerate(texts):
+        if found := shingles(text, language):
+            minhash.clear()
+            minhash.update_batch([shingle.encode() for shingle in found])
+            values[row] = minhash.hashvalues.astype(np.uint16)
+            has_words[row] = True
+    return values, has_words
+
+
+def rows_per_band(threshold: float) -> int:
+    """The longest bands in which a pair of similarity `threshold` still meets in one of them with probability 0.99."""
+    for rows in range(PERMUTATIONS, 1, -1):
+        if 1 - (1 - threshold**rows) ** (PERMUTATIONS // rows) >= 0.99:
+            return rows
+    return 1
+
+
+def near_duplicates(
+    texts: Iterable[str],
+    images: np.ndarray,
+    protected: np.ndarray,
+    threshold: float,
+    language: str = "en",
+    unfinished: Path | None = None,
+) -> dict[int, int]:
+    """Which texts to leave out, each with the text it nearly repeats, which is kept; both are positions in `texts`.
+
+    The earlier of two stays, but `protected` texts (bool) stay whatever comes before them, and what repeats them goes.
+    Texts of the same image (equal numbers in `images`, one a text) are no duplicates of each other. A text without a
+    word repeats nothing. `unfinished` as for `signatures`.
+    """
+    values, has_words = signatures(texts, len(images), language, unfinished)
+    rows, starts, row_of, bucket_of = _meetings(values, has_words, rows_per_band(threshold))
+    repeats: dict[int, int] = {}
+    # By bucket, the texts that stay, as linked lists of meetings: the last one, and of each meeting the one before.
+    last = np.full(int(bucket_of.max(initial=-1)) + 1, -1, np.int64)
+    before = np.full(len(bucket_of), -1, np.int64)
+    order = np.argsort(~protected[rows], kind="stable")
+    for number in tqdm(order.tolist(), desc="near-duplicate texts: comparing", unit="text", disable=None):
+        row, meetings = int(rows[number]), range(starts[number], starts[number + 1])
+        if not protected[row]:
+            others = set()
+            for meeting in meetings:
+                other = last[bucket_of[meeting]]
+                while other >= 0:
+                    others.add(row_of[other])
+                    other = before[other]
+            near = np.array(sorted(others), np.int64)
+            near = near[images[near] != images[row]]
+            near = near[(values[near] == values[row]).mean(axis=1) >= threshold]
+            if len(near):
+                repeats[row] = int(near[0])
+                continue
+        for meeting in meetings:
+            bucket = bucket_of[meeting]
+            before[meeting], last[bucket] = last[bucket], meeting
+    return repeats
+
+
+def _meetings(
+    values: np.ndarray, has_words: np.ndarray, rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The buckets in which texts meet others.
+
+    `values` (texts, PERMUTATIONS) are cut into bands of `rows` values; texts that agree in a band share a bucket.
+    Buckets are numbered; those with a single text, nearly all, are never built, so that millions of texts fit.
+    Returns the T texts that meet one, ascending; where the meetings of each begin (T + 1,); and of each meeting its
+    text and its bucket.
+    """
+    candidates = np.flatnonzero(has_words)
+    members, numbers, buckets = [], [], 0
+    bands = range(0, PERMUTATIONS - rows + 1, rows)
+    for start in tqdm(bands, desc="near-duplicate texts: bands", unit="band", disable=None):
+        keys = np.zeros(len(candidates), np.uint64)
+        for column in range(start, start + rows):
+            keys += values[candidates, column] * _MULTIPLIERS[column]  # wraps around, as a hash may
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
+        lengths = np.diff(starts, append=len(order))
+        shared = np.repeat(lengths > 1, lengths)
+        members.append(candidates[order[shared]].astype(np.int32))
+        numbers.append(buckets + np.repeat(np.arange((lengths > 1).sum(), dtype=np.int32), lengths[lengths > 1]))
+        buckets += int((lengths > 1).sum())
+    row_of, bucket_of = np.concatenate(members), np.concatenate(numbers)
+    order = np.argsort(row_of, kind="stable")
+    row_of, bucket_of = row_of[order], bucket_of[order]
+    texts, counts = np.unique(row_of, return_counts=True)
+    return texts, np.concatenate([[0], np.cumsum(counts)]), row_of, bucket_of

@@ -1,0 +1,199 @@
+"""Several processes that train one model together, started by torchrun, on one machine or several.
+
+Each encodes its share of every minibatch, and all compute the loss of the whole one. The process of rank 0, the writer,
+does alone what writes and prints. In a process of its own everything here is the identity and sends nothing.
+"""
+
+import contextlib
+import datetime
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.command_line import Stopped
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+
+PATIENCE = datetime.timedelta(days=7)
+"""How long a process waits: the writer computes features and validates. When one dies, torchrun ends the others."""
+
+
+@contextlib.contextmanager
+def started() -> Iterator[None]:
+    """Surround what all processes do: connects them, and leaves it to the writer to print.
+
+    UserError and Stopped, which all of them are to raise together, go on from here in the writer only; the others exit.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    # Numbers on the CPU go over gloo, so that a message does not make a GPU wait.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    writer = is_writer()
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if writer else nowhere):
+            yield
+    except (UserError, Stopped) as end:
+        if writer:
+            raise
+        sys.exit(128 + end.signal if isinstance(end, Stopped) else 2)
+    except RuntimeError as error:
+        if writer or not any(told in str(error) for told in ("by peer", "Broken pipe")):
+            raise
+        sys.exit(1)  # the writer is gone, and has said why
+    finally:
+        dist.destroy_process_group()
+
+
+def processes() -> int:
+    """How many train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among them."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_writer() -> bool:
+    """Whether this is the process that writes."""
+    return rank() == 0
+
+
+def gpu() -> torch.device:
+    """The GPU of this process; raises UserError where the machine has fewer GPUs than processes."""
+    if processes() == 1:
+        return torch.device("cuda")
+    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= there:
+        raise UserError(f"torch sees {there} GPUs here; give torchrun --nproc_per_node={there}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+# Messages
+
+
+def by_writer(action: Callable[[], T]) -> T:
+    """What `action` gives or, as a UserError, raises in the writer, which alone runs it, in all processes."""
+    if processes() == 1:
+        return action()
+    told: list[Any] = [None, None]
+    if is_writer():
+        try:
+            told[0] = action()
+        except UserError as error:
+            told[1] = str(error)
+    dist.broadcast_object_list(told)
+    if told[1] is not None:
+        raise UserError(told[1])
+    return told[0]
+
+
+def agreed(action: Callable[[], T]) -> T:
+    """Run `action` in every process; a UserError of one is raised in all."""
+    value = wrong = None
+    try:
+        value = action()
+    except UserError as error:
+        wrong = error
+    if errors := [error for error in gather_objects(wrong and str(wrong)) if error is not None]:
+        raise wrong if processes() == 1 else UserError(errors[0])
+    return value
+
+
+def writer_first(action: Callable[[], T]) -> T:
+    """Run `action` in the writer and then, when the files it wrote are there, in the others."""
+    value = agreed(action if is_writer() else lambda: None)
+    return agreed(lambda: value if is_writer() else action())
+
+
+def gather_objects(value: T) -> list[T]:
+    """What each process gives, by rank."""
+    values = [value] * processes()
+    if processes() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def greatest(*numbers: int) -> list[int]:
+    """The greatest of what the processes give, number by number; a flag is a number too."""
+    if processes() == 1:
+        return list(numbers)
+    together = torch.tensor([int(number) for number in numbers])
+    dist.all_reduce(together, dist.ReduceOp.MAX)
+    return together.tolist()
+
+
+# Shares of a minibatch
+
+
+def shares(count: int) -> list[int]:
+    """How many of `count` pairs each process takes, by rank: as many as the others, or one more."""
+    return [len(part) for part in np.array_split(np.arange(count), processes())]
+
+
+def share(count: int) -> slice:
+    """Which of `count` pairs this process takes."""
+    sizes = shares(count)
+    start = sum(sizes[: rank()])
+    return slice(start, start + sizes[rank()])
+
+
+class _Gather(torch.autograd.Function):
+    """(B_r, …) of each process r, B_r = sizes[r], to (B, …) in all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        padded = x.new_zeros(max(sizes), *x.shape[1:])  # a collective wants equal shapes
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # Every process has the same loss, and with it this gradient already: nothing is sent. DistributedDataParallel
+        # takes the mean of the parameters' gradients, where the gradient of the joined batch is their sum.
+        return gradient.split(ctx.sizes)[rank()] * len(ctx.sizes), None
+
+
+def gather_with_gradient(x: Tensor, sizes: list[int]) -> Tensor:
+    """Join the embeddings that the processes computed, in the order of the minibatch, for a loss that all compute.
+
+    The parameters' gradients, averaged over processes as DistributedDataParallel does, are those of one process with
+    the joined batch. x: (k B_r, …), k blocks (pairs, neighbors) of B_r = sizes[rank] rows each. Returns (k B, …), B the
+    sum of sizes, in blocks too.
+    """
+    if processes() == 1:
+        return x
+    blocks = x.unflatten(0, (-1, sizes[rank()])).transpose(0, 1)
+    return _Gather.apply(blocks, sizes).transpose(0, 1).flatten(0, 1)
+
+
+def parallel(model: nn.Module, device: torch.device, *, trainable_images: bool) -> nn.Module:
+    """The model whose `forward` also sees to it that all processes get the mean of their gradients.
+
+    On GPUs batch normalisation that is trained is over the minibatch. On the CPU, for which PyTorch has none of that
+    kind, it is over each process's share, and the running statistics are the writer's own.
+    """
+    if processes() == 1:
+        return model
+    if trainable_images and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place: it is the children that are replaced
+    # The auxiliary classifiers of Inception and GoogLeNet are in no loss.
+    unused = any(getattr(part, "aux_logits", False) for part in model.modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a new name that torch 2.6 does not know
+        return nn.parallel.DistributedDataParallel(
+            model, broadcast_buffers=False, find_unused_parameters=trainable_images and unused
+        )

@@ -1,0 +1,154 @@
+"""Which examples of a minibatch are positive and negative, and how hard each is: the system of Xu et al. (ICCS 2019).
+
+From their abstract: positives and negatives are not equally positive and negative; a siamese network compares the text
+of an example with the text that belongs to the example's image; labels that follow from it weigh a pairwise loss.
+From its lineage (Yu et al. 2018, arXiv 1802.00985): the loss, on mean and variance of the similarities of matching and
+non-matching pairs, a pair matching where text and image have one category. Ours: all examples that a minibatch of pairs
+holds at once, B images by B texts; where a dataset has no categories a text matches an image whose text is a Doc2Vec
+neighbor of it; and the form of the labels.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from datasets import Prepared, are_listed
+from losses import fine_grained_labels, multiple_instance_similarities, pairwise_similarity_loss
+from pipeline.devices import to_device
+from pipeline.errors import UserError
+from pipeline.files import read_array
+from pipeline.pairs import read_pairs
+from pipeline.settings import Settings
+from pipeline.steps import FIND_NEIGHBORS, SIAMESE_LABELS, Step, output_paths
+
+
+def by_neighbors(settings: Settings) -> bool:
+    """Whether Doc2Vec neighbors, and not categories, make two texts alike (`siamese.relevance`).
+
+    Raises UserError where categories are asked for and there are none, and where the neighbors are not Doc2Vec's.
+    """
+    relevance = settings.siamese.relevance
+    if relevance != "neighbors":
+        categories = read_pairs(settings.work_folder, ["category"])["category"]
+        there = pc.any(pc.not_equal(pc.fill_null(categories, ""), "")).as_py()
+        if there:
+            return False
+        if relevance == "category":
+            raise UserError(f"{settings.work_folder} has no categories; set siamese.relevance to neighbors")
+    if settings.neighbors.space != "doc2vec":
+        raise UserError("siamese.relevance by neighbors means Doc2Vec's; set neighbors.space to doc2vec")
+    return True
+
+
+def siamese_step(settings: Settings) -> Step:
+    """The step that trains the siamese network, which reads the neighbor table only where that says what is alike."""
+    if not by_neighbors(settings):
+        return SIAMESE_LABELS
+    return dataclasses.replace(SIAMESE_LABELS, inputs=(*SIAMESE_LABELS.inputs, *FIND_NEIGHBORS.outputs))
+
+
+@dataclass
+class Relevance:
+    """What makes two texts alike: one category or, with a table of neighbors, being neighbors either way."""
+
+    image_ids: np.ndarray
+    """(N,) int64, equal where pairs share an image."""
+    categories: np.ndarray
+    """(N,) int64, -1 where a pair has none."""
+    rows: np.ndarray | None = None
+    """(R,) pair numbers, ascending, whose neighbors are known; None where categories decide."""
+    neighbors: np.ndarray | None = None
+    """(R, k) their neighbors' pair numbers, -1 where there are fewer."""
+
+    def own(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """(A, B) bool, where the pairs `a` (A,) and `b` (B,) share an image: their texts belong to it."""
+        return self.image_ids[a][:, None] == self.image_ids[b]
+
+    def alike(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which texts of the pairs `a` (A,) and `b` (B,) are alike, and which are not, (A, B) bool both.
+
+        Texts of one image are neither, and without a category nothing is known of a text.
+        """
+        others = ~self.own(a, b)
+        if self.neighbors is None:
+            known = (self.categories[a] >= 0)[:, None] & (self.categories[b] >= 0)
+            same = self.categories[a][:, None] == self.categories[b]
+            return others & known & same, others & known & ~same
+        near = self._in_list_of(a, b) | self._in_list_of(b, a).T
+        return others & near, others & ~near
+
+    def _in_list_of(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """(A, B) bool, where the pair of `b` is in the list of that of `a`; a pair without a known list has none."""
+        place = np.minimum(np.searchsorted(self.rows, a), len(self.rows) - 1)
+        lists = np.where((self.rows[place] == a)[:, None], self.neighbors[place], -1)
+        return are_listed(b, lists)
+
+
+def train_relevance(settings: Settings, data: Prepared) -> Relevance:
+    """What makes the train texts alike; raises UserError as `by_neighbors`, and where the table is of other pairs."""
+    if not by_neighbors(settings):
+        return Relevance(data.image_ids, data.categories)
+    rows, indices, _ = (read_array(path) for path in output_paths(FIND_NEIGHBORS, settings))
+    if not np.array_equal(rows, data.rows["train"]):
+        raise UserError(f"{settings.work_folder} has neighbors of other train pairs; run {FIND_NEIGHBORS.script} again")
+    return Relevance(data.image_ids, data.categories, np.array(rows), indices)
+
+
+def likeness(a: Tensor, b: Tensor, comparison: Tensor) -> Tensor:
+    """Logits of how alike two sets of texts are, (A, B): Σ_d w_d a_d b_d + bias.
+
+    a: (A, D), b: (B, D), the siamese network's unit vectors; comparison: (D + 1,), its weights w and its bias.
+    """
+    return (a * comparison[:-1]) @ b.T + comparison[-1]
+
+
+class PairwiseLoss:
+    """The pairwise similarity loss over all examples of a minibatch, with the labels that `loss.labels` asks for.
+
+    Attributes:
+        with_neighbors: whether each pair's drawn Doc2Vec neighbor has to be among the texts. By category a minibatch
+            has positives of its own; of its neighbors it holds next to none.
+    """
+
+    def __init__(self, settings: Settings, data: Prepared, device: torch.device) -> None:
+        self.settings, self.device = settings.loss, device
+        self.relevance = train_relevance(settings, data)
+        self.with_neighbors = self.relevance.neighbors is not None
+        self.vectors = self.comparison = None
+        if self.settings.labels == "siamese":
+            vectors, comparison = (read_array(path) for path in output_paths(SIAMESE_LABELS, settings))
+            self.vectors, self.comparison = vectors, torch.from_numpy(np.array(comparison)).to(device)
+
+    def __call__(self, images: Tensor, texts: Tensor, image_rows: np.ndarray, text_rows: np.ndarray) -> Tensor:
+        """The loss of the examples (image of pair i, text of pair j), a scalar; every image with its own text counts.
+
+        images: (B, D) and texts: (M, D) unit vectors, of the pairs `image_rows` (B,) and `text_rows` (M,); or (B, K, D)
+        and (M, K, D) of PVSE, which are as similar as their closest ones.
+        """
+        own = self.relevance.own(image_rows, text_rows)
+        alike, unlike = self.relevance.alike(image_rows, text_rows)
+        own, positive, negative = (to_device(mask, self.device) for mask in (own, own | alike, unlike))
+        if images.ndim == 2:
+            images, texts = images[:, None], texts[:, None]
+        return pairwise_similarity_loss(
+            multiple_instance_similarities(images, texts),
+            positive,
+            negative,
+            self.labels(image_rows, text_rows, positive, negative, own),
+            margin=self.settings.mean_margin,
+            mean_weight=self.settings.mean_weight,
+        )
+
+    def labels(
+        self, image_rows: np.ndarray, text_rows: np.ndarray, positive: Tensor, negative: Tensor, own: Tensor
+    ) -> Tensor | None:
+        """(B, M) labels of all examples, None where all are equal. An image stands in with the text that is its own."""
+        if self.vectors is None:
+            return None
+        of_images, of_texts = (to_device(self.vectors[rows], self.device) for rows in (image_rows, text_rows))
+        alike = likeness(of_images, of_texts, self.comparison).sigmoid()
+        return fine_grained_labels(alike, positive, negative, own, strength=self.settings.label_strength)

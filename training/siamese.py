@@ -1,0 +1,229 @@
+"""The siamese text network that says how alike two texts are, and what it is trained and measured on.
+
+Both texts pass through one encoder. From the abstract of Xu et al. (ICCS 2019): a siamese network over the text of an
+example and the text that belongs to its image. From its lineage (Yu et al. 2018; Ktena et al., MICCAI 2017): a graph
+convolution over words as the encoder, and a linear layer on the element-wise product of both sides. Ours: both sides
+are unit vectors and the layer starts as a multiple of their cosine; all pairs of a minibatch are compared, alike and
+unlike ones weighing as much; the sigmoid.
+"""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from datasets import Neighbors, Prepared
+from models import TEXT_ENCODERS, seeded
+from pipeline.errors import UserError
+from pipeline.settings import Settings
+from text_space.neighbors import exact_neighbors, on_sphere
+from training.fine_grained import Relevance, likeness
+
+FIRST_SCALE = 10.0  # of the cosine: sigmoid(±10) are clear answers, and 5 is a clear one for what is half alike
+
+
+class SiameseNetwork(nn.Module):
+    """One text encoder for both sides, and the weights of their comparison."""
+
+    def __init__(self, settings: Settings, word_vectors: np.ndarray) -> None:
+        super().__init__()
+        siamese = settings.siamese
+        text = dataclasses.replace(settings.model.text, encoder=siamese.encoder, dropout=siamese.dropout)
+        self.encoder = TEXT_ENCODERS[siamese.encoder](text, word_vectors, siamese.dimensions)
+        self.comparison = nn.Parameter(torch.full((siamese.dimensions + 1,), FIRST_SCALE))
+        with torch.no_grad():
+            self.comparison[-1] = -FIRST_SCALE / 2
+
+    def embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L) word indices, padded with 0, and their (B,) lengths to (B, D) unit vectors."""
+        return self.encoder(tokens, lengths)
+
+    def forward(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+        """How alike the texts `a` and `b` are, each (tokens, lengths) as for `embed`: all pairs of them, in (0, 1)."""
+        return likeness(self.embed(*a), self.embed(*b), self.comparison).sigmoid()
+
+
+def build_network(settings: Settings, word_vectors: np.ndarray) -> SiameseNetwork:
+    """The network of `settings.siamese`, initialised by `settings.seed`."""
+    with seeded(settings):
+        return SiameseNetwork(settings, word_vectors)
+
+
+# Training
+
+
+def balanced_loss(logits: Tensor, alike: Tensor, unlike: Tensor) -> Tensor:
+    """Cross-entropy of alike and of unlike pairs, each half of it, a scalar; a kind that is not there is left out.
+
+    logits: (A, B), alike, unlike: (A, B) bool, disjoint.
+    """
+    signed = torch.stack([-logits, logits])
+    examples = torch.stack([alike, unlike])
+    losses = (F.softplus(signed) * examples).sum(dim=(1, 2)) / examples.sum(dim=(1, 2)).clamp(min=1)
+    return losses.mean()
+
+
+def train_network(
+    network: SiameseNetwork,
+    data: Prepared,
+    relevance: Relevance,
+    val: "HeldOut",
+    settings: Settings,
+    device: torch.device,
+) -> dict[str, float]:
+    """Train on all pairs of each minibatch of train texts, and keep the epoch with the lowest loss on `val`.
+
+    Where neighbors decide, a minibatch holds a drawn neighbor of each of its texts. Returns figures on the training.
+    """
+    siamese, rows = settings.siamese, data.rows["train"]
+    neighbors = Neighbors(settings, data) if relevance.neighbors is not None else None
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=siamese.learning_rate, weight_decay=siamese.weight_decay, fused=True
+    )
+    best_loss, best_epoch, best = float("inf"), 0, copy.deepcopy(network.state_dict())
+    epoch = 0
+    while epoch < siamese.max_epochs and epoch - best_epoch < siamese.stop_patience:
+        epoch += 1
+        rng = np.random.default_rng([settings.seed, epoch])
+        torch.manual_seed(np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0].item())  # dropout
+        order = rng.permutation(len(rows))
+        drawn = neighbors.draw(order, rng) if neighbors else np.full(len(rows), -1)
+        network.train()
+        starts = range(0, len(rows), siamese.batch_size)
+        for start in tqdm(starts, desc=f"siamese epoch {epoch}", unit="batch", leave=False, disable=None):
+            part = slice(start, start + siamese.batch_size)
+            texts = np.concatenate([rows[order[part]], drawn[part][drawn[part] >= 0]])
+            alike, unlike = (torch.from_numpy(mask).to(device) for mask in relevance.alike(texts, texts))
+            tokens, lengths = data.texts(texts)
+            vectors = network.embed(tokens.to(device), lengths)
+            loss = balanced_loss(likeness(vectors, vectors, network.comparison), alike, unlike)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        val_loss = val.loss(network, data, settings, device)
+        if not np.isfinite(val_loss):
+            raise UserError(f"the validation loss is {val_loss} after epoch {epoch}; lower siamese.learning_rate")
+        if val_loss < best_loss:
+            best_loss, best_epoch, best = val_loss, epoch, copy.deepcopy(network.state_dict())
+        tqdm.write(f"epoch {epoch:3d}  val loss {val_loss:.4f}{' *' if best_epoch == epoch else ''}")
+    network.load_state_dict(best)
+    return {"epochs": epoch, "best_epoch": best_epoch, "best_val_loss": best_loss}
+
+
+@torch.no_grad()
+def embed_texts(
+    network: SiameseNetwork, data: Prepared, rows: np.ndarray, settings: Settings, device: torch.device
+) -> Tensor:
+    """Vectors (R, D) float32, on the CPU, of the texts of the pairs `rows` (R,), in eval mode."""
+    network.eval()
+    size = settings.siamese.batch_size
+    vectors = torch.empty(len(rows), settings.siamese.dimensions)
+    by_length = np.argsort(np.diff(data.offsets)[rows], kind="stable")  # leaves little padding
+    starts = range(0, len(rows), size)
+    for start in tqdm(starts, desc="siamese vectors", unit="batch", leave=False, disable=None):
+        some = by_length[start : start + size]
+        tokens, lengths = data.texts(rows[some])
+        vectors[torch.from_numpy(some)] = network.embed(tokens.to(device), lengths).float().cpu()
+    return vectors
+
+
+# Measuring
+
+
+@dataclass
+class HeldOut:
+    """All pairs of R texts of a split."""
+
+    rows: np.ndarray
+    """(R,) pair numbers, ascending."""
+    alike: np.ndarray
+    """(R, R) bool."""
+    unlike: np.ndarray
+    """(R, R) bool."""
+
+    def loss(self, network: SiameseNetwork, data: Prepared, settings: Settings, device: torch.device) -> float:
+        """The network's `balanced_loss`."""
+        logits = self.logits(network, embed_texts(network, data, self.rows, settings, device))
+        return balanced_loss(logits, torch.from_numpy(self.alike), torch.from_numpy(self.unlike)).item()
+
+    @staticmethod
+    @torch.no_grad()
+    def logits(network: SiameseNetwork, vectors: Tensor) -> Tensor:
+        """(R, R) of vectors (R, D)."""
+        return likeness(vectors, vectors, network.comparison.detach().cpu())
+
+
+def held_out(split: str, data: Prepared, relevance: Relevance, vectors: np.ndarray, settings: Settings) -> HeldOut:
+    """All pairs of the texts of a split, of at most `siamese.held_out_texts` of them, drawn by `seed`.
+
+    Where neighbors decide, those among these texts in the Doc2Vec space (vectors: (N, d)), as large a share of them as
+    `neighbors.k` is of the train texts. Raises UserError where no text is like another one, or all are.
+    """
+    rows = data.rows[split]
+    if len(rows) > settings.siamese.held_out_texts:
+        rng = np.random.default_rng(settings.seed)
+        rows = np.sort(rng.choice(rows, settings.siamese.held_out_texts, replace=False))
+    if relevance.neighbors is not None:
+        points = np.array(vectors[rows], dtype=np.float32)
+        if settings.neighbors.distance == "cosine":
+            points = on_sphere(points)
+        k = max(round(settings.neighbors.k * len(rows) / len(data.rows["train"])), 1)
+        positions = exact_neighbors(points, np.arange(len(rows)), k, (data.image_ids[rows],)).positions
+        table = np.where(positions >= 0, rows[positions], -1)
+        relevance = Relevance(relevance.image_ids, relevance.categories, rows, table)
+    alike, unlike = relevance.alike(rows, rows)
+    if not alike.any() or not unlike.any():
+        what = "is like another one" if not alike.any() else "is unlike another one"
+        raise UserError(f"no text of split {split} {what}; set siamese.relevance, or get more pairs")
+    return HeldOut(rows, alike, unlike)
+
+
+def balanced_accuracy(scores: np.ndarray, alike: np.ndarray, unlike: np.ndarray, threshold: float) -> float:
+    """Share of the alike pairs that score above a threshold and of the unlike ones that do not, their mean.
+
+    scores, alike, unlike: of one shape. Guessing scores 0.5, whatever the share of alike pairs; nan without one kind.
+    """
+    if not alike.any() or not unlike.any():
+        return float("nan")
+    above = scores > threshold
+    return float((above[alike].mean() + (~above[unlike]).mean()) / 2)
+
+
+def best_threshold(scores: np.ndarray, alike: np.ndarray, unlike: np.ndarray) -> float:
+    """The threshold of the highest `balanced_accuracy`, one of the scores; the lowest of several."""
+    values = np.sort(scores[alike | unlike])
+    right = 1 - np.searchsorted(np.sort(scores[alike]), values, side="right") / alike.sum()
+    right += np.searchsorted(np.sort(scores[unlike]), values, side="right") / unlike.sum()
+    return float(values[right.argmax()])
+
+
+def cosines(vectors: np.ndarray) -> np.ndarray:
+    """Cosines (R, R) of vectors (R, d), float32."""
+    unit = on_sphere(vectors)
+    return unit @ unit.T
+
+
+def measure(
+    scores: np.ndarray, threshold: float, pairs: HeldOut, categories: np.ndarray, names: list[str]
+) -> dict[str, float | dict[str, float]]:
+    """Balanced accuracy over all pairs and, by category, over those whose first text has it.
+
+    scores: (R, R); categories: (N,) numbers in `names`, -1 for none.
+    """
+    of_rows = categories[pairs.rows]
+    by_category = {
+        name: balanced_accuracy(
+            scores[of_rows == number], pairs.alike[of_rows == number], pairs.unlike[of_rows == number], threshold
+        )
+        for number, name in enumerate(names)
+    }
+    return {
+        "accuracy": balanced_accuracy(scores, pairs.alike, pairs.unlike, threshold),
+        "threshold": threshold,
+        "accuracy_by_category": {name: value for name, value in by_category.items() if not np.isnan(value)},
+    }
