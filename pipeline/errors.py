@@ -3,3 +3,11 @@
 
 class UserError(Exception):
     """Something the user can mend. Its message is one line: what is wrong, where, and what to do."""
+
+
+class Stopped(Exception):
+    """A signal stopped the script in good order. Its message is one line, as UserError's."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -1,0 +1,126 @@
+"""WORK, the folder of one dataset: the path of every file in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class NeighborFiles:
+    """The neighbor table of one space: `rows`, `indices` and `distances`."""
+
+    folder: Path
+
+    @property
+    def rows(self) -> Path:
+        """(R,) int32, the train pairs."""
+        return self.folder / "rows.npy"
+
+    @property
+    def indices(self) -> Path:
+        """(R, k) int32, pair numbers, the nearest first, -1 where there are fewer."""
+        return self.folder / "indices.npy"
+
+    @property
+    def distances(self) -> Path:
+        """(R, k) float32."""
+        return self.folder / "distances.npy"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Every path in WORK. N pairs, d dimensions of Omega."""
+
+    folder: Path
+
+    @property
+    def pairs(self) -> Path:
+        """The pair table, a row a pair."""
+        return self.folder / "pairs.parquet"
+
+    @property
+    def rejected(self) -> Path:
+        """Published rows that were left out, and why."""
+        return self.folder / "rejected.jsonl"
+
+    @property
+    def articles(self) -> Path:
+        """Articles to train Doc2Vec on, where the dataset has some."""
+        return self.folder / "articles.parquet"
+
+    @property
+    def published(self) -> Path:
+        """Published files that step 0 fetches or draws."""
+        return self.folder / "published"
+
+    @property
+    def doc2vec_model(self) -> Path:
+        """gensim's model."""
+        return self.folder / "doc2vec" / "model"
+
+    @property
+    def punkt(self) -> Path:
+        """Parameters of the sentence splitter."""
+        return self.folder / "doc2vec" / "punkt.json"
+
+    @property
+    def vocabulary(self) -> Path:
+        """A word a line, in index order."""
+        return self.folder / "doc2vec" / "vocabulary.txt"
+
+    @property
+    def word_vectors(self) -> Path:
+        """(V, d) float32, aligned with the vocabulary."""
+        return self.folder / "doc2vec" / "word_vectors.npy"
+
+    @property
+    def vectors(self) -> Path:
+        """(N, d) float32, Omega of every text."""
+        return self.folder / "doc2vec" / "vectors.npy"
+
+    @property
+    def tokens(self) -> Path:
+        """(T,) int32, the words of all texts, one after the other."""
+        return self.folder / "doc2vec" / "tokens.npy"
+
+    @property
+    def offsets(self) -> Path:
+        """(N + 1,) int64, where each text begins in the tokens."""
+        return self.folder / "doc2vec" / "offsets.npy"
+
+    @property
+    def image_vectors(self) -> Path:
+        """(N, F) float32, pretrained features of each pair's image."""
+        return self.folder / "image_features" / "vectors.npy"
+
+    def neighbors(self, space: str) -> NeighborFiles:
+        """The neighbor table in a space, `doc2vec` or `images`."""
+        return NeighborFiles(self.folder / "neighbors" / space)
+
+    @property
+    def siamese_vectors(self) -> Path:
+        """(N, D) float32, the siamese network's vector of every text."""
+        return self.folder / "siamese" / "vectors.npy"
+
+    @property
+    def siamese_comparison(self) -> Path:
+        """(D + 1,) float32, weights and bias of the siamese comparison."""
+        return self.folder / "siamese" / "comparison.npy"
+
+    @property
+    def runs(self) -> Path:
+        """Trained runs, a folder each."""
+        return self.folder / "runs"
+
+    @property
+    def tuning(self) -> Path:
+        """Searches for loss weights."""
+        return self.folder / "tuning"
+
+    @property
+    def reports(self) -> Path:
+        """Reports about runs."""
+        return self.folder / "reports"
+
+    def unfinished(self, step: str) -> Path:
+        """What a step that was stopped has done so far."""
+        return self.folder / ".unfinished" / step
