@@ -26,7 +26,7 @@ from pipeline.command_line import run_script
 from pipeline.errors import UserError
 from pipeline.files import open_array, written_whole
 from training.embedding import worker_count
-from training.run_encoder import RunEncoder
+from training.encoder import RunEncoder
 
 SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 AT_A_TIME = 4096

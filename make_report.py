@@ -26,7 +26,7 @@ from reporting.report import (
     retrieval_by_word,
     training_curves,
 )
-from training.run_encoder import RunEncoder
+from training.encoder import RunEncoder
 
 
 def main(argv: list[str] | None = None) -> Path:

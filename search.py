@@ -22,7 +22,7 @@ from pipeline.command_line import run_script
 from pipeline.errors import UserError
 from pipeline.pairs import SPLITS
 from reporting.retrieval_index import answer_image, answer_text, explained, open_index
-from training.run_encoder import RunEncoder
+from training.encoder import RunEncoder
 
 TEXT_WIDTH = 48
 

@@ -2,8 +2,9 @@
 
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -22,8 +23,14 @@ from pipeline.pairs import Images
 class ImageFiles(Dataset[tuple[Tensor, dict[int, str]]]):
     """Image files, decoded as they are asked for, S x S pixels."""
 
-    def __init__(self, images: Images, size: int, max_pixels: int) -> None:
-        self.images, self.size, self.max_pixels = images, size, max_pixels
+    def __init__(
+        self,
+        images: Images,
+        size: int,
+        max_pixels: int,
+        describe: Callable[[Path, UnreadableImage], str] = no_longer_readable,
+    ) -> None:
+        self.images, self.size, self.max_pixels, self.describe = images, size, max_pixels, describe
         self.unreadable: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -40,7 +47,7 @@ class ImageFiles(Dataset[tuple[Tensor, dict[int, str]]]):
             try:
                 pixels[line] = load_image(path, size=self.size, max_pixels=self.max_pixels)
             except UnreadableImage as error:
-                unreadable[number] = no_longer_readable(path, error)
+                unreadable[number] = self.describe(path, error)
         return _channels_first(pixels), unreadable
 
 

@@ -31,7 +31,7 @@ from reporting.retrieval_index import near_words
 from text_space.tokenizer import RULED, UNSEGMENTED
 from training.boards import NEIGHBOR_SHARE
 from training.embedding import embed_split
-from training.run_encoder import RunEncoder
+from training.encoder import RunEncoder
 from training.runs import Weights, read_run
 
 NEIGHBOR_PAIRS = 10_000

@@ -22,7 +22,7 @@ from pipeline.files import fingerprint, read_array, read_json, write_array, writ
 from pipeline.pairs import SPLITS, Images, load_images, read_pairs
 from text_space.tokenizer import SPECIAL_WORDS
 from training.embedding import embed_images, embed_texts, image_source, made_from
-from training.run_encoder import TRAINED_ON, RunEncoder
+from training.encoder import MODEL_INPUTS, RunEncoder
 
 NAMES = ("images", "texts", "image_pairs", "text_pairs")
 EXPLAINED = 5
@@ -91,7 +91,7 @@ def open_index(encoder: RunEncoder) -> Index:
     inputs: dict[str, object] = {
         "checkpoint": fingerprint(encoder.run / "best.pt"),
         "images": made_from(settings, files),
-        **{name: fingerprint(settings.work_folder / name) for name in TRAINED_ON},
+        **{name: fingerprint(settings.work_folder / name) for name in MODEL_INPUTS},
     }
     if not (stamp.exists() and read_json(stamp) == inputs and all(path.is_file() for path in paths.values())):
         stamp.unlink(missing_ok=True)

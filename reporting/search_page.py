@@ -25,7 +25,7 @@ from images.files import UnreadableImage, load_thumbnail
 from pipeline.errors import UserError
 from pipeline.pairs import SPLITS
 from reporting.retrieval_index import Index, answer_image, answer_pair, answer_text
-from training.run_encoder import RunEncoder
+from training.encoder import RunEncoder
 
 HOST = "127.0.0.1"
 UPLOAD_BYTES, UPLOAD_PIXELS = 32 * 2**20, 64_000_000

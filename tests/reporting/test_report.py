@@ -25,7 +25,7 @@ from pipeline.files import fingerprint
 from pipeline.settings import Synthetic
 from readers.synthetic import World
 from reporting.report import Compared, marked, retrieval
-from training.run_encoder import RunEncoder
+from training.encoder import RunEncoder
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

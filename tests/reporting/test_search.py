@@ -46,7 +46,7 @@ from readers.synthetic import World
 from reporting.retrieval_index import Index, answer_image, answer_pair, answer_text, open_index
 from reporting.search_page import UPLOAD_BYTES, local_server, make_app
 from training.embedding import embed_pairs, image_source
-from training.run_encoder import RunEncoder
+from training.encoder import RunEncoder
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

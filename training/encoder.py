@@ -1,0 +1,142 @@
+"""A trained run as an encoder of any texts and images.
+
+    from training.encoder import RunEncoder
+    encoder = RunEncoder("work/openclipart/runs/l_i2t_l_sym_1_l_img_0_3_l_text_0_2-seed=0")
+    vectors, problems = encoder.texts(["a red rose", "a wolf howls at the moon"])
+
+Texts and images are prepared as in training. `encode.py` does the same from a shell.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from datasets import WordSequences
+from images.files import UnreadableImage
+from images.loading import ImageFiles, PixelSource
+from pipeline.errors import UserError
+from pipeline.files import fingerprint, read_json
+from pipeline.pairs import Images
+from pipeline.settings import Settings
+from pipeline.steps import EXTRACT_DOC2VEC, stamp_path
+from text_space.tokenizer import load_tokenizer, read_vocabulary, to_indices
+from training.embedding import embed_images, embed_texts
+from training.runs import choose_device, load_model, read_run
+
+Device = Literal["auto", "cpu", "cuda"]
+
+MODEL_INPUTS = ("pairs.parquet", "doc2vec/word_vectors.npy", "doc2vec/tokens.npy", "doc2vec/offsets.npy")
+"""Files in WORK that define the pair numbers and the word numbers of a run."""
+
+
+def settings_of_finished_run(run: Path, device: Device = "auto") -> Settings:
+    """The settings of a finished run. `work` is the folder that the run lies in now; `training.device` is `device`.
+
+    Raises UserError where the run is unfinished, and where WORK has other pairs or another vocabulary than in training.
+    """
+    settings, _ = read_run(run)
+    if not (run / "run.json").exists():
+        raise UserError(f"{run} is unfinished; resume it with train_cross_modal_retrieval_model.py --resume")
+    settings.work = os.path.relpath(Path(os.path.abspath(run)).parents[1])
+    settings.training.device = device
+    vocabulary = ("doc2vec/vocabulary.txt", "doc2vec/punkt.json")
+    inputs = read_json(run / "inputs.json")
+    expected = {name: inputs[name] for name in MODEL_INPUTS}
+    expected |= {name: read_json(stamp_path(EXTRACT_DOC2VEC, settings))["inputs"][name] for name in vocabulary}
+    paths = {name: settings.work_folder / name for name in expected}
+    weights = "file model.image.weights"
+    if weights in inputs:
+        expected[weights], paths[weights] = inputs[weights], Path(settings.model.image.weights)
+    for name, value in expected.items():
+        if not paths[name].is_file():
+            raise UserError(
+                f"{paths[name]} is not there, and {run} was trained on it; put it back, or run the steps again"
+            )
+        if fingerprint(paths[name]) != value:
+            raise UserError(f"{run} was trained on another {name}; train it again with --overwrite")
+    return settings
+
+
+class RunEncoder:
+    """The best model of a finished run, by validation loss, and its tokenizer.
+
+    Args:
+        run: the run's folder, WORK/runs/NAME.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: as `settings_of_finished_run`, and where there is no such device.
+    """
+
+    def __init__(self, run: Path | str, device: Device = "auto") -> None:
+        self.run = Path(run)
+        self.settings = settings_of_finished_run(self.run, device)
+        self.device = choose_device(self.settings)
+        self.model = load_model(self.run, self.settings, self.device)
+        self.tokenizer = load_tokenizer(self.settings)
+        self.vocabulary = read_vocabulary(self.settings.work_folder / "doc2vec" / "vocabulary.txt")
+        model = self.settings.model
+        several = (model.pvse.embeddings,) if model.pvse.embeddings else ()
+        self.shape: tuple[int, ...] = (*several, model.dimensions)
+        """Shape of one embedding: (D,), or (K, D) with PVSE."""
+
+    def words(self, text: str) -> tuple[list[str], list[str]]:
+        """The distinct words of `text`, in order: those in the vocabulary, and the others."""
+        words = list(dict.fromkeys(self.tokenizer.words(text)))
+        known = [word for word in words if word in self.vocabulary]
+        return known, [word for word in words if word not in self.vocabulary]
+
+    def texts(self, texts: Sequence[str]) -> tuple[np.ndarray, dict[int, str]]:
+        """Embeddings of N texts, and what is wrong with some of them.
+
+        Returns:
+            vectors: (N, D), or (N, K, D) with PVSE, float32 unit vectors. A text without a known word has a NaN row.
+            problems: the reason for each NaN row, by row number.
+        """
+        words = [self.tokenizer.words(text) for text in texts]
+        numbers = [to_indices(of_text, self.vocabulary) for of_text in words]
+        lengths = np.array([len(of_text) for of_text in numbers], dtype=np.int64)
+        sequences = WordSequences(
+            tokens=np.fromiter((number for of_text in numbers for number in of_text), dtype=np.int32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            max_words=self.settings.model.text.max_words,
+        )
+        vectors = np.full((len(texts), *self.shape), np.nan, dtype=np.float32)
+        if len(usable := np.flatnonzero(lengths)):
+            vectors[usable] = embed_texts(self.model, sequences, usable, self.settings, self.device).cpu().numpy()
+        unknown, no_word = "no word of it is in the vocabulary", "it has only stop words and short words"
+        return vectors, {int(row): unknown if words[row] else no_word for row in np.flatnonzero(lengths == 0)}
+
+    def images(
+        self, paths: Sequence[Path | str], *, workers: int = 0, max_pixels: int | None = None
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """Embeddings of N image files, and what is wrong with some of them.
+
+        Args:
+            paths: the files.
+            workers: processes that decode the files; 0 decodes them in this one.
+            max_pixels: larger images are not read. Default: the run's `dataset.max_pixels`.
+
+        Returns:
+            vectors: (N, D), or (N, K, D) with PVSE, float32 unit vectors. An unreadable image has a NaN row.
+            problems: the reason for each NaN row, by row number.
+        """
+        vectors = np.full((len(paths), *self.shape), np.nan, dtype=np.float32)
+        if not paths:
+            return vectors, {}
+        limit = self.settings.dataset.max_pixels if max_pixels is None else max_pixels
+        numbers = np.arange(len(paths))
+        images = Images([str(path) for path in paths], numbers, Path())
+        files = ImageFiles(images, self.settings.model.image.size, limit, _why_unreadable)
+        source = PixelSource(files, workers, self.device)
+        vectors[:] = embed_images(self.model, source, numbers, self.settings, self.device).cpu().numpy()
+        vectors[list(source.unreadable)] = np.nan
+        return vectors, dict(sorted(source.unreadable.items()))
+
+
+def _why_unreadable(path: Path, error: UnreadableImage) -> str:
+    """The reason without the path, which the caller knows. A missing file's message is its path."""
+    return "there is no such file" if error.kind == "missing file" else str(error)
