@@ -26,15 +26,13 @@ from pipeline.command_line import make_parser, parse_settings, peek, run_script,
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_array, read_json, write_json, written_whole
 from pipeline.pairs import load_images
-from pipeline.settings import Settings, flatten, select
+from pipeline.schema import EVALUATION
+from pipeline.settings import Settings, flatten, names_shaping, select
 from training import boards
 from training.embedding import embed_split, made_from
 from training.runs import choose_device, finished_run, load_model
 
-SHAPING = tuple(
-    f"evaluation.{name}"
-    for name in ("split", "kway", "sampled_repeats", "recall_at", "preservation_k", "bootstrap", "projector_pairs")
-)
+SHAPING = names_shaping(EVALUATION)
 
 FREE = ("evaluation.", "training.device", "training.workers")
 """Settings that may differ from those the run was trained with."""

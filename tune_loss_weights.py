@@ -38,7 +38,7 @@ from pipeline.settings import Settings, flatten
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, PREPARE, TRAIN_DOC2VEC, require
 from reporting.tables import ANGULAR, TRIPLET
 from training.embedding import image_source
-from training.runs import NOT_OF_A_RUN, Weights, be_deterministic, choose_device, run_inputs
+from training.runs import OF_A_RUN, Weights, be_deterministic, choose_device, run_inputs
 from training.trainer import Trainer
 
 SEARCHES = {"baseline": ("sym",), "method": ("sym", "img", "text")}
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, Weights]:
     settings.training.show_results_every = 0  # of dozens of trials nobody looks through the panels
     folder = search_folder(settings)
     if not (folder / "config.yaml").exists():
-        write_text(folder / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
+        write_text(folder / "config.yaml", yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True))
 
     best = {name: search(folder / name, names, settings) for name, names in SEARCHES.items()}
     flags = without(argv, {"--tuning.trials": 1})
@@ -75,11 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, Weights]:
 
 def search_folder(settings: Settings) -> Path:
     """WORK/tuning/<digest of the settings and inputs that shape a trial>: trials that differ in them do not mix."""
-    of_run = {
-        name: value
-        for name, value in flatten(settings).items()
-        if name in ("seed", "evaluation.kway") or not name.startswith(NOT_OF_A_RUN)
-    }
+    of_run = {name: value for name, value in flatten(settings).items() if name == "evaluation.kway" or name in OF_A_RUN}
     shaping = [of_run, run_inputs(settings, Weights(*ANGULAR)), LOWEST, HIGHEST]
     digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
     return settings.work_folder / "tuning" / digest

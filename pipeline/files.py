@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import glob
 import hashlib
 import json
@@ -15,44 +16,51 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.work import remedy
 
 LOCK = ".lock"
 """In WORK and in a run's folder: names the process that writes there, or was the last to do so."""
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal. A file of the same path, size and times is hashed once a process."""
+    status = path.stat()
+    return _fingerprint(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _fingerprint(path: Path, *_: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it is flushed and takes `path`'s place when the block ends without an error.
+    """A temporary path in the same folder. The file there replaces `path` when the block ends without an error.
 
-    Raises UserError where the disk is full or not writable; the old file, if any, then stands as it was.
+    Raises UserError where the disk is full or not writable; the old file, if any, is then unchanged.
     """
     prefix = f".{path.name}.{platform.node()}."
-    beside = path.with_name(f"{prefix}{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(f"{prefix}{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent, prefix)
-        yield beside
-        with beside.open("rb") as file:
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except OSError as error:
-        if error.filename not in (None, str(beside), str(path), str(path.parent)):
+        if error.filename not in (None, str(temporary), str(path), str(path.parent)):
             raise
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _remove_leftovers(folder: Path, prefix: str) -> None:
-    """Remove what killed processes of this computer left half-written in `folder`, by the beginning of the names."""
+    """Remove temporary files in `folder` that begin with `prefix` and whose process on this computer has ended."""
     for part in folder.glob(f"{glob.escape(prefix)}*.part*"):
         pid = part.name.removeprefix(prefix).split(".")[0]
         if pid.isdecimal() and not _is_running(int(pid)):
@@ -61,7 +69,7 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
 
 def _is_running(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # no signal: only asks
+        os.kill(pid, 0)  # signal 0 only asks whether there is such a process
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -71,9 +79,9 @@ def _is_running(pid: int) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Be the only process that writes in a folder; raises UserError that says who holds it, where another does.
+    """Be the only process that writes in a folder. Raises UserError that names the process that is.
 
-    The system lets go of a lock when its process ends, however it ends.
+    The system releases the lock when its process ends, however it ends.
     """
     path = folder / LOCK
     try:
@@ -96,39 +104,39 @@ def lock(folder: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole."""
-    with written_whole(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, whole."""
-    with written_whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write an array as .npy, whole."""
-    with written_whole(path) as beside, beside.open("wb") as file:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
 
 
 def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = False) -> np.ndarray:
-    """An array in a .npy file to write to piece by piece, memory-mapped; with `keep` the one that is there already.
+    """A memory-mapped array in a .npy file, to be written piece by piece; with `keep` the existing one.
 
-    Raises UserError where it cannot be written, or the one that is to be kept is not whole.
+    Raises UserError where it cannot be written, or the existing one is not whole.
     """
     try:
         if keep:
-            # For reading first: what is cut off would be filled up with zeros.
+            # Opening for writing would fill a file that was cut off with zeros.
             there = np.load(path, mmap_mode="r", allow_pickle=False)
             if there.shape != shape or there.dtype != dtype:
                 raise ValueError(f"it holds {there.dtype} {there.shape}, not {np.dtype(dtype)} {shape}")
             return np.load(path, mmap_mode="r+", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot go on with {path}: {error}; remove {path.parent} to begin anew") from None
+        raise UserError(f"cannot resume with {path}: {error}; remove {path.parent} to start anew") from None
     try:
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        with path.open("r+b") as file:  # a disk that is full is told now; later, the process would be killed
+        with path.open("r+b") as file:  # a full disk raises here; later, a mapped page would kill the process
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {path}: {error}") from None
@@ -136,15 +144,9 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = Fal
 
 
 def move_into_place(path: Path, target: Path) -> None:
-    """Flush a file that was written piece by piece, and give it its name."""
-    with written_whole(target) as beside:
-        path.replace(beside)
-
-
-def _remedy(path: Path) -> str:
-    from pipeline.steps import remedy
-
-    return remedy(path)
+    """Flush a file that was written piece by piece, and rename it to `target`."""
+    with written_whole(target) as temporary:
+        path.replace(temporary)
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -153,7 +155,7 @@ def read_array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         why = "it is no array" if "pickle" in str(error) else error  # numpy would advise to unpickle it
-        raise UserError(f"cannot read {path}: {why}{_remedy(path)}") from None
+        raise UserError(f"cannot read {path}: {why}{remedy(path)}") from None
 
 
 def read_json(path: Path) -> Any:
@@ -161,4 +163,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {error}{_remedy(path)}") from None
+        raise UserError(f"cannot read {path}: {error}{remedy(path)}") from None

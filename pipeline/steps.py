@@ -1,12 +1,11 @@
-"""What the steps leave on disk: whole files, and beside them a stamp that says what they were made from.
+"""Steps and their stamps: what a step's outputs were made from, and whether that is still so.
 
 A stamp (JSON) holds the settings that shaped a step's outputs, the sizes of these, the fingerprints of its inputs, its
-figures, the versions of the libraries and the wall time. With it a step sees that there is nothing to do, and the next
-step sees that what it reads was made from what is there now.
+figures, the versions of the libraries and the wall time. It tells a step that its outputs are up to date. It tells the
+next step that what it reads was made from the files that there are now.
 """
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -17,19 +16,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import schema
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, lock, read_json, write_json
-from pipeline.settings import Settings, flatten, select
+from pipeline.settings import Settings, flatten, names_shaping, replaced, select
+from pipeline.work import OUTPUTS
 
-LIBRARIES = ("torch", "torchvision", "numpy", "gensim", "faiss-cpu", "nltk", "pyarrow", "pillow", "datasketch")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "gensim",
+    "nmslib",
+    "faiss-cpu",
+    "nltk",
+    "pyarrow",
+    "pillow",
+    "datasketch",
+)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the pipeline: its files in WORK and the settings that shape what it writes.
+    """One step of the pipeline: its files in WORK, and the settings that shape its outputs.
 
-    `{space}` in a name stands for `neighbors.space`, `{vectors}` for the file with that space's vectors, `{articles}`
-    for articles.parquet where the dataset has articles, `{training_texts}` for it where Doc2Vec is trained on them.
+    In a name, `{space}` stands for `neighbors.space`, `{vectors}` for the file with that space's vectors, and
+    `{training_texts}` for articles.parquet where Doc2Vec is trained on articles.
     """
 
     script: str
@@ -39,98 +51,48 @@ class Step:
     settings: tuple[str, ...]
 
 
-PREPARE = Step(
-    script="prepare_dataset.py",
-    stamp="prepare_dataset.json",
-    inputs=(),
-    outputs=("pairs.parquet", "rejected.jsonl", "{articles}"),
-    settings=("seed", "dataset"),
-)
-TRAIN_DOC2VEC = Step(
-    script="train_doc2vec.py",
-    stamp="doc2vec/train_doc2vec.json",
-    inputs=("pairs.parquet", "{training_texts}"),
-    outputs=("doc2vec/model", "doc2vec/vocabulary.txt", "doc2vec/word_vectors.npy", "doc2vec/punkt.json"),
-    settings=("seed", "deterministic", "dataset.language", "text", "doc2vec"),
-)
-EXTRACT_DOC2VEC = Step(
-    script="extract_doc2vec_vectors.py",
-    stamp="doc2vec/extract_doc2vec_vectors.json",
-    inputs=("pairs.parquet", *TRAIN_DOC2VEC.outputs),
-    outputs=("doc2vec/vectors.npy", "doc2vec/tokens.npy", "doc2vec/offsets.npy"),
-    settings=("seed", "dataset.language", "text", "doc2vec"),
-)
-EXTRACT_IMAGES = Step(
-    script="extract_image_features.py",
-    stamp="image_features/extract_image_features.json",
-    inputs=("pairs.parquet",),
-    outputs=("image_features/vectors.npy",),
-    settings=("model.image.backbone", "model.image.weights", "model.image.size", "training.precision"),
-)
-FIND_NEIGHBORS = Step(
-    script="knn_document_features.py",
-    stamp="neighbors/{space}/knn_document_features.json",
-    inputs=("pairs.parquet", "{vectors}", "doc2vec/tokens.npy", "doc2vec/offsets.npy"),
-    outputs=("neighbors/{space}/rows.npy", "neighbors/{space}/indices.npy", "neighbors/{space}/distances.npy"),
-    settings=(
-        "seed",
-        "deterministic",
-        "neighbors.space",
-        "neighbors.k",
-        "neighbors.method",
-        "neighbors.distance",
-        "neighbors.min_recall",
-        "neighbors.recall_sample",
-        "neighbors.hnsw_m",
-        "neighbors.hnsw_ef_construction",
-    ),
-)
-SIAMESE_LABELS = Step(
-    script="train_siamese_labels.py",
-    stamp="siamese/train_siamese_labels.json",
-    inputs=("pairs.parquet", "doc2vec/word_vectors.npy", *EXTRACT_DOC2VEC.outputs),
-    outputs=("siamese/vectors.npy", "siamese/comparison.npy"),
-    settings=(
-        "seed",
-        "deterministic",
-        "siamese",
-        "model.text.hidden_size",
-        "model.text.word_vectors",
-        "model.text.graph_neighbors",
-        "model.text.graph_channels",
-    ),
-)
+def _step(script: str, folder: str, shape: str, *inputs: str) -> Step:
+    stamp = f"{folder}{script.removesuffix('.py')}.json"
+    return Step(script, stamp, inputs, OUTPUTS[script], names_shaping(shape))
 
+
+WORDS = ("doc2vec/tokens.npy", "doc2vec/offsets.npy")
+PREPARE = _step("prepare_dataset.py", "", schema.PREPARE)
+TRAIN_DOC2VEC = _step("train_doc2vec.py", "doc2vec/", schema.DOC2VEC, "pairs.parquet", "{training_texts}")
+EXTRACT_DOC2VEC = _step(
+    "extract_doc2vec_vectors.py", "doc2vec/", schema.VECTORS, "pairs.parquet", *TRAIN_DOC2VEC.outputs
+)
+EXTRACT_IMAGES = _step("extract_image_features.py", "image_features/", schema.IMAGE_FEATURES, "pairs.parquet")
+FIND_NEIGHBORS = _step(
+    "knn_document_features.py", "neighbors/{space}/", schema.NEIGHBORS, "pairs.parquet", "{vectors}", *WORDS
+)
+SIAMESE_LABELS = _step(
+    "train_siamese_labels.py",
+    "siamese/",
+    schema.SIAMESE,
+    *("pairs.parquet", "doc2vec/word_vectors.npy", *EXTRACT_DOC2VEC.outputs),
+)
 STEPS = (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, EXTRACT_IMAGES, FIND_NEIGHBORS, SIAMESE_LABELS)
 
-
-def remedy(path: Path) -> str:
-    """How to get a broken file anew. It goes first: a step looks at the sizes of what it wrote, not at the content."""
-    if path.parent.parent.name == "runs":
-        again = (
-            "run evaluate.py" if path.name in ("metrics.json", "evaluate.json") else "train the run with --overwrite"
-        )
-        return f"; remove it and {again} again"
-    for step in STEPS:
-        if any(path.match(name.replace("{space}", "*")) for name in (*step.outputs, step.stamp)):
-            return f"; remove it and run {step.script} again"
-    return ""
-
-
-# Stamps
+VECTORS_OF_SPACE = {"doc2vec": "doc2vec/vectors.npy", "images": "image_features/vectors.npy"}
+"""The vectors in which neighbors are looked up, by `neighbors.space`."""
+WITH_ARTICLES = ("goodnews",)
+"""Sources whose pairs come with articles."""
 
 
 def _named(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     space = settings.neighbors.space
-    vectors = {"doc2vec": "doc2vec/vectors.npy", "images": "image_features/vectors.npy"}[space]
-    articles = "articles.parquet" if settings.dataset.source == "goodnews" else ""
-    training_texts = "articles.parquet" if settings.doc2vec.train_on == "articles" else ""
-    some = {"space": space, "vectors": vectors, "articles": articles, "training_texts": training_texts}
-    return tuple(name for name in (name.format(**some) for name in names) if name)
+    some = {
+        "space": space,
+        "vectors": VECTORS_OF_SPACE[space],
+        "training_texts": "articles.parquet" if settings.doc2vec.train_on == "articles" else "",
+    }
+    without = () if settings.dataset.source in WITH_ARTICLES else ("articles.parquet",)
+    return tuple(name for name in (name.format(**some) for name in names) if name and name not in without)
 
 
 def stamp_path(step: Step, settings: Settings) -> Path:
-    """Where a step's stamp lies."""
+    """The path of a step's stamp."""
     return settings.work_folder / _named((step.stamp,), settings)[0]
 
 
@@ -140,7 +102,7 @@ def output_paths(step: Step, settings: Settings) -> list[Path]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that are installed."""
+    """Versions of Python and of the installed libraries."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -149,7 +111,7 @@ def versions() -> dict[str, str]:
 
 
 def input_fingerprints(step: Step, settings: Settings) -> dict[str, str]:
-    """Fingerprint of each of a step's inputs in WORK, by name; raises UserError where one is missing."""
+    """Fingerprints of a step's inputs in WORK, by name. Raises UserError where one is missing."""
     found = {}
     for name in _named(step.inputs, settings):
         path = settings.work_folder / name
@@ -160,14 +122,11 @@ def input_fingerprints(step: Step, settings: Settings) -> dict[str, str]:
 
 
 def _producer(name: str, settings: Settings) -> str:
-    for step in STEPS:
-        if name in _named(step.outputs, settings):
-            return step.script
-    raise KeyError(name)
+    return next(step.script for step in STEPS if name in _named(step.outputs, settings))
 
 
 def what_changed(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> str | None:
-    """Why a step's outputs are not those of these settings and of the inputs there are now; None where they are.
+    """Why a step's outputs are not those of these settings and inputs; None where they are.
 
     `published` are fingerprints of inputs outside WORK. Where it is None, these are not compared.
     """
@@ -184,7 +143,7 @@ def what_changed(step: Step, settings: Settings, published: Mapping[str, object]
     wanted = json.loads(json.dumps(select(settings, step.settings)))
     defaults = flatten(Settings())
     for name, value in wanted.items():
-        made_with = stamp["settings"].get(name, defaults[name])  # what was no setting then was as its default is
+        made_with = stamp["settings"].get(name, defaults[name])  # settings added since then had their default
         if made_with != value:
             return f"was made with {name} {made_with}, and the settings now say {value}"
     for name, value in input_fingerprints(step, settings).items():
@@ -197,7 +156,7 @@ def what_changed(step: Step, settings: Settings, published: Mapping[str, object]
 
 
 def is_up_to_date(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> bool:
-    """True, after saying so line by line, where a step has nothing to do. Says what changed where it has."""
+    """Whether a step has nothing to do. Prints `up to date` for each output, or what has changed."""
     reason = what_changed(step, settings, published)
     if reason is None:
         for path in output_paths(step, settings):
@@ -211,78 +170,73 @@ def is_up_to_date(step: Step, settings: Settings, published: Mapping[str, object
 def require(step: Step, settings: Settings) -> dict[str, Any]:
     """The stamp of an earlier step, whose outputs are about to be read.
 
-    Raises UserError, naming the step to run again, where they are missing, were shaped by other settings, or were made
-    from something that has changed since. The seed is not compared: it shapes a step when that step is run.
+    Raises UserError, naming the step to run again, where the outputs are missing, were shaped by other settings, or
+    were made from something that has changed since. The seed is not compared: it counts for the step itself.
     """
     stamp_file = stamp_path(step, settings)
     try:
         made = read_json(stamp_file)["settings"]
+        as_made = replaced(settings, {name: made[name] for name in ("seed", "deterministic") if name in made})
     except (UserError, TypeError, KeyError):
-        made = {}
-    as_made = dataclasses.replace(settings, **{name: made[name] for name in ("seed", "deterministic") if name in made})
+        as_made = settings
     reason = what_changed(step, as_made)
     if reason is not None:
         what = output_paths(step, settings)[0]
         raise UserError(f"{what} {reason}; run {step.script} with these settings (again)")
-    return read_json(stamp_file)
+    stamp: dict[str, Any] = read_json(stamp_file)
+    return stamp
 
 
 def _unfinished(step: Step, settings: Settings, read: dict[str, Any]) -> Path:
-    """The folder for a step's unfinished work, with what is there of the same settings and inputs, else empty."""
+    """The folder for a step's unfinished work. What is in it is kept where it is of the same settings and inputs."""
     name = _named((step.stamp,), settings)[0].replace("/", "-").removesuffix(".json")
     folder = settings.work_folder / ".unfinished" / name
     made_from = json.loads(json.dumps({"settings": select(settings, step.settings), **read, "versions": versions()}))
     record = folder / "made_from.json"
     if record.is_file() and read_json(record) == made_from:
-        print(f"going on where {step.script} was stopped")
+        print(f"resuming {step.script} where it was stopped")
     else:
         shutil.rmtree(folder, ignore_errors=True)
         write_json(record, made_from)
     return folder
 
 
-class Figures(dict[str, Any]):
-    """A step's figures by name, and the folder in which it keeps what it has done so far."""
+class StepFigures(dict[str, Any]):
+    """A step's figures by name, and the folder in which it keeps unfinished work."""
 
     def __init__(self, unfinished: Path) -> None:
         super().__init__()
         self.unfinished = unfinished
-        """It outlives a step that is stopped, until that step is done, or is run with other settings or inputs."""
+        """Kept when the step is stopped, until the step is done or is run with other settings or inputs."""
 
 
 @contextlib.contextmanager
-def making(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> Iterator[Figures]:
-    """Surround the making of a step's outputs: yields a dict to put the step's figures into, and stamps at the end.
+def making(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> Iterator[StepFigures]:
+    """Surround the making of a step's outputs. Yields a dict for the step's figures; writes the stamp at the end.
 
-    The old stamp goes first, so that a step that was cut short counts as not done.
+    The old stamp is removed first, so that a step that is stopped counts as not done.
     """
     with lock(settings.work_folder):
-        yield from _making(step, settings, published or {})
-
-
-def _making(step: Step, settings: Settings, published: Mapping[str, object]) -> Iterator[Figures]:
-    inputs = input_fingerprints(step, settings)
-    path = stamp_path(step, settings)
-    path.unlink(missing_ok=True)
-    started = time.monotonic()
-    figures = Figures(_unfinished(step, settings, {"inputs": inputs, "published": published}))
-    yield figures
-    outputs = {name: {"size": (settings.work_folder / name).stat().st_size} for name in _named(step.outputs, settings)}
-    write_json(
-        path,
-        {
+        inputs = input_fingerprints(step, settings)
+        path = stamp_path(step, settings)
+        path.unlink(missing_ok=True)
+        started = time.monotonic()
+        figures = StepFigures(_unfinished(step, settings, {"inputs": inputs, "published": published or {}}))
+        yield figures
+        names = _named(step.outputs, settings)
+        stamp = {
             "script": step.script,
             "settings": select(settings, step.settings),
             "inputs": inputs,
-            "published": published,
-            "outputs": outputs,
+            "published": published or {},
+            "outputs": {name: {"size": (settings.work_folder / name).stat().st_size} for name in names},
             "figures": figures,
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 2),
-        },
-    )
-    shutil.rmtree(figures.unfinished)
-    with contextlib.suppress(OSError):  # another step is unfinished too
-        figures.unfinished.parent.rmdir()
-    for output in output_paths(step, settings):
-        print(f"wrote {output}")
+        }
+        write_json(path, stamp)
+        shutil.rmtree(figures.unfinished)
+        with contextlib.suppress(OSError):  # another step is unfinished too
+            figures.unfinished.parent.rmdir()
+        for output in output_paths(step, settings):
+            print(f"wrote {output}")

@@ -3,6 +3,28 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "prepare_dataset.py": ("pairs.parquet", "rejected.jsonl", "articles.parquet"),
+    "train_doc2vec.py": ("doc2vec/model", "doc2vec/vocabulary.txt", "doc2vec/word_vectors.npy", "doc2vec/punkt.json"),
+    "extract_doc2vec_vectors.py": ("doc2vec/vectors.npy", "doc2vec/tokens.npy", "doc2vec/offsets.npy"),
+    "extract_image_features.py": ("image_features/vectors.npy",),
+    "knn_document_features.py": tuple(f"neighbors/{{space}}/{name}.npy" for name in ("rows", "indices", "distances")),
+    "train_siamese_labels.py": ("siamese/vectors.npy", "siamese/comparison.npy"),
+}
+"""Which script writes which files in WORK. `{space}` stands for `neighbors.space`."""
+
+
+def remedy(path: Path) -> str:
+    """How to get a broken file of WORK anew, as the end of a message. Steps compare sizes, so the file has to go."""
+    if path.parent.parent.name == "runs":
+        evaluated = path.name in ("metrics.json", "evaluate.json")
+        return f"; remove it and {'run evaluate.py' if evaluated else 'train the run with --overwrite'} again"
+    for script, names in OUTPUTS.items():
+        stamp = f"{script.removesuffix('.py')}.json"
+        if path.name == stamp or any(path.match(name.replace("{space}", "*")) for name in names):
+            return f"; remove it and run {script} again"
+    return ""
+
 
 @dataclass(frozen=True)
 class NeighborFiles:

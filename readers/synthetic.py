@@ -12,7 +12,6 @@ import math
 import os
 import random
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -52,7 +51,7 @@ def draw(settings: Synthetic, seed: int, folder: Path) -> Path:
     the same bytes. The folder appears whole or not at all. Raises UserError where it holds anything else.
     """
     manifest, stamp = folder / "pairs.jsonl", folder / "synthetic.json"
-    made = {"version": VERSION, "seed": seed, **asdict(settings)}
+    made = {"version": VERSION, "seed": seed, **settings.model_dump()}
     if folder.exists():
         if not stamp.is_file():
             raise UserError(f"{folder} was not made by this program; move it away")

@@ -18,11 +18,11 @@ from typing import Any
 # What most scripts import, or, as torch's compiler by its optimisers, is imported for them.
 import datasketch  # noqa: F401
 import gensim.models.doc2vec  # noqa: F401
-import jsonargparse  # noqa: F401
 import nltk  # noqa: F401
 import PIL.Image  # noqa: F401
 import pyarrow.compute
 import pyarrow.parquet  # noqa: F401
+import pydantic  # noqa: F401
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 

@@ -26,7 +26,7 @@ from metrics import nearest, similarities
 from pipeline.files import read_array
 from pipeline.pairs import read_pairs
 from pipeline.settings import Settings, flatten
-from training.runs import NOT_OF_A_RUN
+from training.runs import OF_A_RUN
 
 QUERIES, RESULTS = 4, 5
 SAMPLE = 1000
@@ -37,10 +37,6 @@ NEIGHBOR_SHARE = 0.01
 THUMBNAIL, MARGIN, LINE = 112, 8, 19  # pixels of a panel
 SPRITE = 48  # pixels of an image in the projector
 TRUE, FRAME, INK, FAINT = "#1a9850", "#c8ccd2", "#1b1e23", "#6b727d"
-
-OF_HPARAMS = ("loss.", "training.", "model.", "neighbors.", "doc2vec.", "seed")
-"""Settings that HParams tells runs apart by, but for NOT_OF_HPARAMS."""
-NOT_OF_HPARAMS = tuple(name for name in NOT_OF_A_RUN if name != "seed")
 
 
 def show_validation(
@@ -288,7 +284,7 @@ def write_hparams(run: Path, weights: Any, settings: Settings, figures: Mapping[
         old.unlink()
     shaping: dict[str, Any] = {f"weights.{name}": value for name, value in asdict(weights).items()}
     for name, value in flatten(settings).items():
-        if name.startswith(OF_HPARAMS) and not name.startswith(NOT_OF_HPARAMS) and value is not None:
+        if name in OF_A_RUN and value is not None:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             shaping[name] = value if is_number else str(value)
     own = {f"hparam/{name}": value for name, value in figures.items()}

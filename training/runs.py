@@ -14,29 +14,15 @@ from models import TwoStream, build_model
 from pipeline.errors import UserError
 from pipeline.files import LOCK, fingerprint, read_array, read_json, write_json, write_text
 from pipeline.pairs import load_images
-from pipeline.settings import Settings, flatten, load_settings, mistakes
+from pipeline.schema import RUN
+from pipeline.settings import RETIRED, Settings, checked_tree, flatten, load_settings, mistakes, names_shaping
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, Step, output_paths
 from training import distributed
 from training.embedding import made_from
 from training.fine_grained import by_neighbors, siamese_step
 
-# Settings that do not shape a run: they are left out of its name, and may change when it is resumed.
-NOT_OF_A_RUN = (
-    "seed",
-    "work",
-    "features",
-    "dataset.",
-    "evaluation.",
-    "tuning.",
-    "training.device",
-    "training.compile",  # but for rounding
-    "training.pixel_cache_gb",  # an array and the files have the same pixels, and JPEGs differ by a few levels
-    "training.workers",
-    "training.log_every",
-    "training.show_results_every",
-    "training.checkpoint_minutes",
-    "training.max_unreadable_share",
-)
+OF_A_RUN = names_shaping(RUN)
+"""Settings that shape a run. The others are left out of its name, and may change when it is resumed."""
 
 NOT_READ_BY_A_MODEL = ("set of image files", "neighbors/", "siamese/")
 """Inputs of training by the beginning of their names, without which a trained model is what it was."""
@@ -63,7 +49,7 @@ def run_name(settings: Settings, config_file: Settings, weights: Weights) -> str
     name = f"l_i2t_l_sym_{weights.sym:g}_l_img_{weights.img:g}_l_text_{weights.text:g}".replace(".", "_")
     of_file = flatten(config_file)
     for setting, value in flatten(settings).items():
-        if value != of_file[setting] and not setting.startswith(NOT_OF_A_RUN):
+        if setting != "seed" and setting in OF_A_RUN and value != of_file[setting]:
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             name += f"-{setting}={shown.replace('.', '_').replace('/', '_')}"
     if len(name) > 150:  # file systems end at 255 bytes; config.yaml in the folder holds it all
@@ -118,8 +104,8 @@ def what_changed_since(run: Path, settings: Settings, *, force: bool = False) ->
         return None
     settings_before, weights = read_run(run)
     before, now = flatten(settings_before), flatten(settings)
-    for name in now:
-        if before[name] != now[name] and (name == "seed" or not name.startswith(NOT_OF_A_RUN)):
+    for name in OF_A_RUN:
+        if before[name] != now[name]:
             return f"with {name} {before[name]}, and the settings now say {now[name]}"
     if (run / "inputs.json").exists():
         trained_on, there = read_json(run / "inputs.json"), run_inputs(settings, weights)
@@ -149,7 +135,7 @@ def start_run(run: Path, settings: Settings, weights: Weights, *, resume: bool) 
     if not (run / "config.yaml").exists():
         clear_run(run)
         write_json(run / "inputs.json", run_inputs(settings, weights) | image_inputs(settings))
-        tree = {"weights": asdict(weights), **asdict(settings)}
+        tree = {"weights": asdict(weights), **settings.model_dump()}
         write_text(run / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         return True
     if changed := what_changed_since(run, settings):
@@ -174,7 +160,7 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         weights = Weights(**{name: float(weight) for name, weight in tree.pop("weights").items()})
         tree[LAST_SECTION][LAST_SETTING]
-        settings = load_settings(tree)
+        settings = load_settings(checked_tree(tree, "config.yaml", ignored=RETIRED))
         wrong = "".join(f": {mistake}" for mistake in mistakes(settings))
     except UserError as error:
         wrong = f": {error}"

@@ -8,7 +8,6 @@ unlike ones weighing as much; the sigmoid.
 """
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +32,7 @@ class SiameseNetwork(nn.Module):
     def __init__(self, settings: Settings, word_vectors: np.ndarray) -> None:
         super().__init__()
         siamese = settings.siamese
-        text = dataclasses.replace(settings.model.text, encoder=siamese.encoder, dropout=siamese.dropout)
+        text = settings.model.text.model_copy(update={"encoder": siamese.encoder, "dropout": siamese.dropout})
         self.encoder = TEXT_ENCODERS[siamese.encoder](text, word_vectors, siamese.dimensions)
         self.comparison = nn.Parameter(torch.full((siamese.dimensions + 1,), FIRST_SCALE))
         with torch.no_grad():

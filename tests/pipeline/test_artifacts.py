@@ -16,7 +16,7 @@ from pipeline.settings import Settings
 from pipeline.steps import Step, is_up_to_date, making, require, what_changed
 
 FIRST = Step("first.py", "first.json", (), ("a.txt",), ("seed", "training.batch_size"))
-SECOND = Step("second.py", "second/second.json", ("a.txt",), ("second/b.npy",), ("seed", "text"))
+SECOND = Step("second.py", "second/second.json", ("a.txt",), ("second/b.npy",), ("seed", "text.max_sentences"))
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_an_array_that_is_not_whole_is_not_gone_on_with(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="it holds float32"):
             open_array(path, shape, dtype, keep=True)
     os.truncate(path, 200)
-    with pytest.raises(UserError, match=r"cannot go on with .*array\.npy: .*; remove .* to begin anew"):
+    with pytest.raises(UserError, match=r"cannot resume with .*array\.npy: .*; remove .* to start anew"):
         open_array(path, (10, 3), np.float32, keep=True)
     assert path.stat().st_size == 200
 

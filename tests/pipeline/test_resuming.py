@@ -273,5 +273,5 @@ def test_preparation_that_was_stopped_says_so(
         with pytest.raises(Stopped):
             prepare_dataset.main(command)
     prepare_dataset.main(command)
-    assert "going on where prepare_dataset.py was stopped" in capsys.readouterr().out
+    assert "resuming prepare_dataset.py where it was stopped" in capsys.readouterr().out
     assert not (tmp_path / "work" / ".unfinished").exists()

@@ -1,6 +1,5 @@
 """The siamese network, its step, and step 4 with its labels."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import train_siamese_labels
 from datasets import load_prepared
 from models import build_model
 from pipeline.command_line import make_parser, parse_settings
-from pipeline.settings import Settings, load_settings, mistakes
+from pipeline.settings import Settings, load_settings, mistakes, replaced
 from training.embedding import image_source
 from training.fine_grained import Relevance, likeness, train_relevance
 from training.runs import Weights
@@ -151,7 +150,7 @@ def test_held_out_pairs_are_those_of_the_split(prepared: Path) -> None:
     assert np.array_equal(pairs.alike, same & ~same_image)
     assert np.array_equal(pairs.unlike, ~same)
 
-    few = dataclasses.replace(settings, siamese=dataclasses.replace(settings.siamese, held_out_texts=5))
+    few = replaced(settings, {"siamese.held_out_texts": 5})
     assert len(held_out("test", data, by_category, vectors, few).rows) == 5
 
     # 16 test texts of 128 train texts' 40 neighbors: their 5 nearest among themselves.

@@ -1,0 +1,402 @@
+"""The settings of every script: a field is a setting's type, default, meaning, range, and the steps that it shapes.
+
+`--config FILE.yaml` sets what the file names, `--section.setting VALUE` sets one thing more, and what neither names
+keeps the default below. The defaults are the paper's (Thomas & Kovashka 2020, Sec. 3.3) wherever it gives a value.
+The command line, its help, the mistakes it lists, the stamps of the steps, the names of runs and TensorBoard's HParams
+are derived from this schema. To add a setting, add its field.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.registry import LOSSES, READERS, TEXT_ENCODERS
+from pipeline.setting_types import (
+    LARGEST,
+    Count,
+    FolderName,
+    FromTwo,
+    LanguageCode,
+    Natural,
+    NotNegative,
+    OneOf,
+    PathText,
+    Positive,
+    Rate,
+    ReadWhen,
+    Section,
+    Shapes,
+    Share,
+)
+
+PREPARE, DOC2VEC, VECTORS, IMAGE_FEATURES, NEIGHBORS, SIAMESE, RUN, EVALUATION = (
+    "prepare doc2vec vectors image_features neighbors siamese run evaluation".split()
+)
+SEEDED = (PREPARE, DOC2VEC, VECTORS, NEIGHBORS, SIAMESE, RUN)
+"""The steps whose outputs a setting may shape, and those of them that draw by the seed."""
+
+WITH_GRU = ReadWhen("model.text.encoder", "gru") | ReadWhen("siamese.encoder", "gru")
+WITH_GRAPH = ReadWhen("model.text.encoder", "graph") | ReadWhen("siamese.encoder", "graph")
+WITH_PIXELS = ReadWhen("model.image.trainable", True) | ReadWhen("model.image.cache_features", False)
+
+
+class Synthetic(Section):
+    """The made-up dataset (source `synthetic`)."""
+
+    SHAPES = (PREPARE,)
+    READ_WHEN = ReadWhen("dataset.source", "synthetic")
+
+    pairs: Annotated[int, Field(ge=10, le=LARGEST)] = 2000
+    """Image-text pairs to make."""
+    topics: Count = 12
+    """Topics; a pair's topic is its category."""
+    motifs: Annotated[int, Field(ge=1, le=60)] = 24
+    """Different drawings there are, at most 60; each serves several topics."""
+    motifs_per_topic: Count = 6
+    """Visually different drawings that illustrate one topic."""
+    literalness: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """From 0 (picture and text share only the topic) to 1 (every text names what is drawn)."""
+
+
+class Dataset(Section):
+    """Where the pairs come from and which of them are kept (step 0)."""
+
+    SHAPES = (PREPARE,)
+
+    source: Annotated[str, OneOf(READERS)] = "openclipart"
+    """Reader of the published files."""
+    name: FolderName | None = None
+    """Name of the dataset; null takes the source's. Names the folder under work/."""
+    root: Annotated[PathText | None, ReadWhen("dataset.source", unless=("synthetic",))] = None
+    """Folder of the published files. Null is allowed for openclipart (fetched with apt-get) and synthetic (drawn)."""
+    manifest: Annotated[PathText | None, ReadWhen("dataset.source", "manifest")] = None
+    """File with one's own pairs (source manifest): CSV, TSV, JSONL or Parquet with columns image and text."""
+    min_characters: Count | None = None
+    """Shorter texts are rejected (Politics: 501); null keeps them."""
+    karpathy_split: bool | None = None
+    """Sources coco and flickr30k: take Karpathy's splits. Null: where their file lies in root."""
+    language: Annotated[LanguageCode, Shapes(PREPARE, DOC2VEC, VECTORS)] = "en"
+    """Language of the texts, ISO 639-1: decides word and sentence segmentation and stop words."""
+    new_splits: bool = False
+    """Draw all three splits by seed, also where the dataset publishes its own."""
+    near_duplicates: bool | None = None
+    """Drop near-duplicate texts with MinHash. Null: yes, except where published splits are kept."""
+    near_duplicate_threshold: Annotated[float, Field(gt=0, le=1), ReadWhen("dataset.near_duplicates", True, None)] = 0.8
+    """Estimated Jaccard similarity of two texts' word 3-grams from which the later one is dropped."""
+    val_share: Share = 0.1
+    """Share of the images in val where no split is published, or of the train images where only train and test are."""
+    test_share: Share = 0.1
+    """Share of the images in test where no split is published."""
+    follow_links: bool = False
+    """Take images to which symbolic links in root lead out of it; absolute paths and `..` are rejected all the same."""
+    check_images: Literal["decode", "header"] = "decode"
+    """Decode every image once at preparation, or read only its header."""
+    max_pixels: Count = 400_000_000
+    """Images with more pixels are rejected."""
+    synthetic: Synthetic = Synthetic()
+
+
+class Text(Section):
+    """From text to words (steps 1 and 2)."""
+
+    SHAPES = (DOC2VEC, VECTORS, RUN)
+
+    max_sentences: Count | None = 2
+    """Sentences of a text that are used, from its beginning; null uses all."""
+    min_word_length: Count | None = None
+    """Shorter words are dropped; null means 3, and 1 for Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese."""
+    stop_words: bool = True
+    """Drop the language's stop words."""
+
+
+class Doc2Vec(Section):
+    """The text space Omega in which neighbors are looked up (steps 1 and 2)."""
+
+    SHAPES = (DOC2VEC, VECTORS, RUN)
+
+    vector_size: Count = 200
+    """Dimensions of document and word vectors."""
+    mode: Literal["pv_dm", "pv_dbow"] = "pv_dm"
+    """Distributed memory as in the paper, or distributed bag of words (better on small corpora)."""
+    dbow_words: Annotated[bool, ReadWhen("doc2vec.mode", "pv_dbow")] = True
+    """With pv_dbow: train word vectors too, which the text encoder starts from."""
+    hierarchical_softmax: bool = True
+    """Hierarchical softmax as in the paper."""
+    negative: Natural = 0
+    """Noise words of negative sampling; 0 is none."""
+    window: Count = 20
+    """Words looked at on each side."""
+    min_count: Count = 20
+    """Words seen less often in the train texts are ignored."""
+    epochs: Count = 20
+    """Passes over the train texts."""
+    train_on: Literal["texts", "articles"] = "texts"
+    """The pairs' texts, or the whole articles that they come with (source goodnews)."""
+    learning_rate: Positive = 0.025
+    """First learning rate, falling linearly."""
+    inference_epochs: Count | None = None
+    """Steps of inference for one text; null takes epochs."""
+
+
+class Neighbors(Section):
+    """Semantic neighbors of the train pairs (step 3), and how training draws one (step 4)."""
+
+    SHAPES = (NEIGHBORS, RUN)
+
+    space: Literal["doc2vec", "images"] = "doc2vec"
+    """Space of the neighbors: Doc2Vec's, or pretrained image features' (OURS (Img NNs))."""
+    k: Count = 200
+    """Nearest neighbors kept for each pair."""
+    method: Literal["auto", "exact", "hnsw"] = "auto"
+    """Exact search, HNSW through Faiss, or whichever is faster at this size."""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """Distance in the space."""
+    min_recall: Annotated[float, Field(gt=0, le=1), ReadWhen("neighbors.method", "auto", "hnsw")] = 0.95
+    """HNSW's query effort is raised until this share of the true neighbors is found."""
+    recall_sample: Count = 1000
+    """Rows on which that share is measured against exact search."""
+    hnsw_m: Annotated[int, Field(ge=2, le=LARGEST), ReadWhen("neighbors.method", "auto", "hnsw")] = 16
+    """HNSW: links a node."""
+    hnsw_ef_construction: Annotated[Count, ReadWhen("neighbors.method", "auto", "hnsw")] = 200
+    """HNSW: candidate list while building."""
+    draw: Annotated[Literal["neighbors", "anywhere"], Shapes(RUN)] = "neighbors"
+    """Positive of L_img and L_text: from the neighbors, or, as a control, from the whole train split."""
+    draw_from: Annotated[Count | None, Shapes(RUN), ReadWhen("neighbors.draw", "neighbors")] = None
+    """Draw only from the first so many neighbors (authors' code: 10); null draws from all k."""
+
+
+class ImageEncoder(Section):
+    """The image stream."""
+
+    SHAPES = (RUN,)
+
+    backbone: Annotated[str, Shapes(RUN, IMAGE_FEATURES)] = "resnet50"
+    """A torchvision classification model by name, or efficientnet_lite0."""
+    weights: Annotated[PathText, Shapes(RUN, IMAGE_FEATURES)] = "imagenet"
+    """imagenet (downloaded by torchvision, in its package for efficientnet_lite0), none (Xavier), or a file's path."""
+    trainable: bool = True
+    """Fine-tune the backbone; false freezes it in eval mode."""
+    cache_features: Annotated[bool, ReadWhen("model.image.trainable", False)] = True
+    """With a frozen backbone: compute its features once, of each image and its mirror image."""
+    size: Annotated[Count, Shapes(RUN, IMAGE_FEATURES)] = 224
+    """Images are resized to size x size, without cropping."""
+
+
+class TextEncoder(Section):
+    """The text stream."""
+
+    SHAPES = (RUN,)
+
+    encoder: Annotated[str, OneOf(TEXT_ENCODERS)] = "gru"
+    """A GRU over the words, the mean of their embeddings, or a convolution over the graph of all words."""
+    hidden_size: Annotated[Count, Shapes(RUN, SIAMESE), WITH_GRU] = 512
+    """GRU's hidden state."""
+    dropout: Rate = 0.0
+    """Dropout on the word embeddings (gru), on their mean (bag_of_words), or on the graph's last signals (graph)."""
+    word_vectors: Annotated[Literal["doc2vec", "random"], Shapes(RUN, SIAMESE)] = "doc2vec"
+    """What the word embeddings start from."""
+    max_words: Count | None = None
+    """Words of a text that are read, from its beginning; null reads all."""
+    graph_neighbors: Annotated[Count, Shapes(RUN, SIAMESE), WITH_GRAPH] = 8
+    """graph: nearest word vectors that a word is linked with."""
+    graph_channels: Annotated[list[Count], Field(min_length=2, max_length=2), Shapes(RUN, SIAMESE), WITH_GRAPH] = Field(
+        default_factory=lambda: [8, 1]
+    )
+    """graph: channels of the two convolutions; a fully connected layer reads words x the second of them."""
+
+
+class PVSE(Section):
+    """Polysemous embeddings (Song & Soleymani, CVPR 2019): both streams add what they attend to of local features."""
+
+    SHAPES = (RUN,)
+
+    embeddings: Natural = 0
+    """Embeddings an image and a text (theirs: 2 on COCO); 0 is the plain two-stream model."""
+    dropout: Annotated[Rate, ReadWhen("model.pvse.embeddings", unless=(0,))] = 0.0
+    """Dropout on the global features and on the residuals."""
+    diversity_weight: Annotated[NotNegative, ReadWhen("model.pvse.embeddings", unless=(0, 1))] = 0.1
+    """Weight of the term that keeps an instance's residuals apart (with 2 embeddings or more)."""
+    mmd_weight: Annotated[NotNegative, ReadWhen("model.pvse.embeddings", unless=(0, 1))] = 0.01
+    """Weight of the maximum mean discrepancy of images and texts (with 2 embeddings or more)."""
+
+
+class Model(Section):
+    """The two-stream model."""
+
+    SHAPES = (RUN,)
+
+    dimensions: Count = 256
+    """Dimensions of the joint space."""
+    image: ImageEncoder = ImageEncoder()
+    text: TextEncoder = TextEncoder()
+    pvse: PVSE = PVSE()
+
+
+class Loss(Section):
+    """The loss that the terms are made of."""
+
+    SHAPES = (RUN,)
+
+    base: Annotated[str, OneOf(LOSSES)] = "angular"
+    """Eq. 2 or Eq. 1 of the paper in N-pairs; the structure-preserving loss of Wang et al. 2016 (STRUC); or the
+    pairwise loss of Xu et al. 2019 for the pairs, with Eq. 2 for L_img and L_text."""
+    form: Annotated[Literal["logsumexp", "hinge"], ReadWhen("loss.base", "angular", "fine_grained")] = "logsumexp"
+    """Angular N-pairs as in Wang et al. 2017, or the paper's Eq. 2 and 3 to the letter."""
+    tan_squared_alpha: Annotated[Positive | None, ReadWhen("loss.base", "angular", "fine_grained")] = None
+    """tan^2 of the angle; null takes 1 for logsumexp and 0.2 for hinge (which has no gradient from 1/3 on)."""
+    margin: Annotated[Positive | None, ReadWhen("loss.base", unless=("angular", "fine_grained"))] = None
+    """Margin of triplet and struc; null takes 0.2 for triplet and 0.1 for struc (whose distances are not squared)."""
+    structure: Literal["estimated", "ground_truth"] = "estimated"
+    """Neighbors of struc: those of step 3, or the other texts of a pair's own image."""
+    tile_negatives: bool = False
+    """Count every negative B times, as the authors' published code does by tiling (logsumexp only)."""
+    labels: Annotated[Literal["siamese", "equal"], ReadWhen("loss.base", "fine_grained")] = "siamese"
+    """fine_grained: labels by hardness from train_siamese_labels.py, or all equal, the pairwise loss of 2018."""
+    label_strength: Annotated[NotNegative, ReadWhen("loss.labels", "siamese")] = 1.0
+    """fine_grained: a label is 1 + this x hardness, which lies between 0 and 1."""
+    mean_margin: Annotated[Positive, ReadWhen("loss.base", "fine_grained")] = 0.4
+    """fine_grained: how far the mean similarities of positives and negatives are to be apart."""
+    mean_weight: Annotated[Positive, ReadWhen("loss.base", "fine_grained")] = 1.0
+    """fine_grained: weight of that margin against the variances."""
+
+
+class Siamese(Section):
+    """The siamese text network that measures how alike two texts are (train_siamese_labels.py)."""
+
+    SHAPES = (SIAMESE, RUN)
+
+    relevance: Literal["auto", "category", "neighbors"] = "auto"
+    """What makes two texts alike, here and in loss.base fine_grained: one category, or being Doc2Vec neighbors; auto
+    takes categories where there are some."""
+    encoder: Annotated[str, OneOf(TEXT_ENCODERS)] = "graph"
+    """Text encoder that both sides share; its other settings are those of model.text."""
+    dimensions: Count = 64
+    """Dimensions of a text's vector."""
+    dropout: Rate = 0.2
+    """Dropout in the encoder, as model.text.dropout."""
+    batch_size: Count = 128
+    """Texts in a minibatch; all pairs of them are compared."""
+    learning_rate: Positive = 1e-3
+    """Adam's learning rate."""
+    weight_decay: NotNegative = 1e-5
+    """Adam's L2 penalty."""
+    max_epochs: Count = 30
+    """Epochs at most."""
+    stop_patience: Count = 5
+    """Epochs without lower validation loss after which training stops."""
+    held_out_texts: FromTwo = 2000
+    """Texts of the val and of the test split, at most, all pairs of which are compared: to stop early, to measure."""
+
+
+class Training(Section):
+    """The training loop (step 4)."""
+
+    SHAPES = (RUN,)
+
+    batch_size: Count = 64
+    """Pairs in a minibatch, however many processes share it."""
+    batches: Literal["random", "neighborhoods"] = "random"
+    """Batches at random, with a neighbor of each pair drawn and encoded beside them; or of pairs with a neighbor each,
+    who is then L_img's and L_text's positive: half the images and texts, and known neighbors are no negatives."""
+    learning_rate: Positive = 1e-4
+    """Adam's learning rate."""
+    weight_decay: NotNegative = 1e-5
+    """Adam's L2 penalty."""
+    max_epochs: Count = 100
+    """Epochs at most."""
+    decay_patience: Count = 5
+    """Epochs without lower validation loss after which the learning rate is decayed."""
+    decay_factor: Share = 0.1
+    """Factor of that decay."""
+    stop_patience: Count = 10
+    """Epochs without lower validation loss after which training stops."""
+    horizontal_flip: bool = True
+    """Mirror each train image with probability 1/2."""
+    precision: Annotated[Literal["float32", "tf32", "bf16"], Shapes(RUN, IMAGE_FEATURES)] = "float32"
+    """tf32 rounds the factors of products on a GPU to 10 bits (on a CPU it is float32); bf16 runs the model under
+    autocast, and the losses stay in float32."""
+    compile: Annotated[bool, Shapes(), WITH_PIXELS] = False
+    """Compile the image backbone with torch.compile, which takes minutes and a C++ compiler, and then a step less time.
+    Results agree within rounding only, and with dropout in the backbone within the draw of it."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], Shapes()] = "auto"
+    """Where to train; auto takes a GPU where there is one."""
+    workers: Annotated[Natural | None, Shapes()] = None
+    """Processes that read images; null takes one a core."""
+    pixel_cache: Annotated[Literal["auto", "raw", "jpeg", "none"], WITH_PIXELS] = "auto"
+    """Decode images once: into an array of pixels, the same to the last bit, into JPEG shards, which take a fifth to a
+    tenth of the room, or never; auto takes the first of these for which there is room."""
+    pixel_cache_gb: Annotated[Positive, Shapes(), ReadWhen("training.pixel_cache", "auto")] = 20.0
+    """Gigabytes that a cache may take, if the disk has them (auto)."""
+    log_every: Annotated[Count, Shapes()] = 10
+    """Steps between two points of the training curves."""
+    show_results_every: Annotated[Natural, Shapes()] = 5
+    """Epochs between two panels of retrieval results in TensorBoard, of val queries; 0 shows none, and no distances."""
+    checkpoint_minutes: Annotated[Positive, Shapes()] = 10.0
+    """Minutes from one checkpoint to the next within an epoch; every epoch ends with one."""
+    max_unreadable_share: Annotated[Rate, Shapes()] = 0.01
+    """Share of the images that may have become unreadable since step 0: Above it, training stops."""
+
+
+class Evaluation(Section):
+    """What is measured on the test split (step 5)."""
+
+    SHAPES = (EVALUATION,)
+
+    split: Literal["test", "val"] = "test"
+    """Split to measure on."""
+    kway: Annotated[list[FromTwo], Field(min_length=1)] = Field(default_factory=lambda: [5, 20])
+    """k of the k-way Recall@1."""
+    sampled_repeats: Natural = 10
+    """Draws a query of the paper's sampled k-way task, kept as a check on the exact expectation; 0 leaves it out."""
+    recall_at: Annotated[list[Count], Field(min_length=1)] = Field(default_factory=lambda: [1, 5, 10])
+    """K of the full-gallery Recall@K."""
+    preservation_k: Count = 200
+    """Neighbors compared by neighborhood preservation, beside 1 % of the gallery."""
+    bootstrap: Count = 1000
+    """Resamples of the 95 % intervals."""
+    projector_pairs: Annotated[int, Field(ge=0, le=4000)] = 200
+    """Pairs whose images and texts TensorBoard's projector shows; 0 writes nothing for it."""
+    batch_size: Annotated[Count, Shapes()] = 256
+    """Images or texts embedded at a time."""
+
+
+class Tuning(Section):
+    """The search for the loss weights."""
+
+    trials: Count = 30
+    """Trainings for the baseline's weight, and as many for the method's three."""
+
+
+class Settings(Section):
+    """All settings."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32), Shapes(*SEEDED)] = 0
+    """Seeds all that is random."""
+    deterministic: Annotated[bool, Shapes(DOC2VEC, NEIGHBORS, SIAMESE, RUN)] = False
+    """The same files bit for bit from the same command on the same machine; costs cores in steps 1 and 3."""
+    work: PathText | None = None
+    """Folder of everything written; null is work/<dataset.name>."""
+    features: PathText | None = None
+    """Folder of cached image features; null is <work>/features. Splits of a dataset can share it that keep the same
+    images: others would compute theirs in turns."""
+    dataset: Dataset = Dataset()
+    text: Text = Text()
+    doc2vec: Doc2Vec = Doc2Vec()
+    neighbors: Neighbors = Neighbors()
+    model: Model = Model()
+    loss: Loss = Loss()
+    siamese: Siamese = Siamese()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    tuning: Tuning = Tuning()
+
+    @property
+    def work_folder(self) -> Path:
+        """WORK, the folder that every step reads from and writes to."""
+        return Path(self.work) if self.work else Path("work") / (self.dataset.name or self.dataset.source)
+
+    @property
+    def features_folder(self) -> Path:
+        """Folder of cached image features."""
+        return Path(self.features) if self.features else self.work_folder / "features"
