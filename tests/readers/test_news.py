@@ -225,9 +225,9 @@ def test_broken_goodnews(tmp_path: Path) -> None:
 
 def test_articles_are_of_goodnews_only() -> None:
     wrong = Settings(dataset=Dataset(source="coco", root="x"), doc2vec=Doc2Vec(train_on="articles"))
-    assert mistakes(wrong) == ["doc2vec.train_on articles goes with dataset.source goodnews"]
+    assert mistakes(wrong) == ["doc2vec.train_on articles goes with dataset.source goodnews, and that is coco"]
     wrong.dataset = Dataset(source="goodnews", root="x", new_splits=True)
-    assert "goes with the published splits" in mistakes(wrong)[0]
+    assert "goes with dataset.new_splits false" in mistakes(wrong)[0]
 
 
 # JSON, a member at a time

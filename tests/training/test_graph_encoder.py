@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models import GraphEncoder, word_graph
 from pipeline import settings as config
-from pipeline.settings import load_settings, mistakes
+from pipeline.settings import checked_tree, mistakes, validated
 
 WORDS = np.random.default_rng(0).normal(size=(30, 12)).astype(np.float32)
 TOKENS = torch.tensor([[1, 4, 5, 4, 2, 0], [1, 6, 2, 0, 0, 0], [1, 7, 8, 9, 10, 2], [1, 29, 29, 29, 3, 2]])
@@ -164,11 +164,12 @@ def test_the_same_on_a_gpu() -> None:
     [
         ({"text": {"encoder": "graph", "word_vectors": "random"}}, "word_vectors"),
         ({"text": {"encoder": "graph"}, "pvse": {"embeddings": 2}}, "model.pvse"),
-        ({"text": {"graph_channels": [8]}}, "two numbers"),
-        ({"text": {"graph_channels": [8, 0]}}, "two numbers"),
+        ({"text": {"graph_channels": [8]}}, "a list of 2 or more"),
+        ({"text": {"graph_channels": [8, 0]}}, "at least 1"),
         ({"text": {"graph_neighbors": 0}}, "at least 1"),
     ],
 )
 def test_settings_that_make_no_sense(tree: dict[str, object], message: str) -> None:
-    (mistake,) = mistakes(load_settings({"model": tree}))
+    settings, wrong = validated(checked_tree({"model": tree}, "a tree"))
+    (mistake,) = wrong + mistakes(settings)
     assert message in mistake

@@ -15,7 +15,7 @@ import train_siamese_labels
 from datasets import load_prepared
 from models import build_model
 from pipeline.command_line import make_parser, parse_settings
-from pipeline.settings import Settings, load_settings, mistakes, replaced
+from pipeline.settings import Settings, checked_tree, load_settings, mistakes, replaced, validated
 from training.embedding import image_source
 from training.fine_grained import Relevance, likeness, train_relevance
 from training.runs import Weights
@@ -398,5 +398,6 @@ def test_embedding_leaves_the_order_of_the_rows(prepared: Path) -> None:
     ],
 )
 def test_settings_that_make_no_sense(tree: dict, message: str) -> None:
-    (mistake,) = mistakes(load_settings(tree))
+    settings, wrong = validated(checked_tree(tree, "a tree"))
+    (mistake,) = wrong + mistakes(settings)
     assert message in mistake
