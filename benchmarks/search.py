@@ -24,7 +24,8 @@ from timing import machine  # noqa: E402
 
 from pipeline.files import read_array  # noqa: E402
 from pipeline.pairs import Images  # noqa: E402
-from reporting.retrieval_index import Index, Items, found_by  # noqa: E402
+from reporting.answers import search_index  # noqa: E402
+from reporting.retrieval_index import EmbeddedItems, Index  # noqa: E402
 
 DIMENSIONS, TOP = 256, 10
 SIZES = [(10_000, 1, np.float32), (250_000, 1, np.float32), (250_000, 1, np.float16), (250_000, 2, np.float32)]
@@ -64,7 +65,7 @@ def made_up(path: Path, items: int, several: int, dtype: type) -> Index:
         part[:] = unit(rng, *part.shape)
     vectors.flush()
     pairs = np.arange(items)
-    images = Items(read_array(path), pairs, np.zeros(items, dtype=np.int8))
+    images = EmbeddedItems(read_array(path), pairs, np.zeros(items, dtype=np.int8))
     table = pa.table(
         {
             "image_path": [f"images/{pair:07}.jpg" for pair in range(items)],
@@ -81,7 +82,7 @@ def seconds(index: Index, several: int, queries: int) -> list[float]:
     taken = []
     for query in unit(rng, queries, several, DIMENSIONS):
         started = time.perf_counter()
-        found_by(index, query, ("images",), TOP)
+        search_index(index, query, ("images",), TOP)
         taken.append(time.perf_counter() - started)
     return taken
 

@@ -26,8 +26,8 @@ from pipeline.files import read_array, read_json
 from pipeline.pairs import SPLITS, read_pairs
 from pipeline.settings import flatten
 from reporting import plots
+from reporting.answers import near_words
 from reporting.figures import difference, read_figures, read_queries
-from reporting.retrieval_index import near_words
 from text_space.tokenizer import RULED, UNSEGMENTED
 from training.boards import NEIGHBOR_SHARE
 from training.embedding import embed_split

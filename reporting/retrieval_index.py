@@ -1,15 +1,15 @@
-"""The index of a run's dataset: the embeddings of all its images and texts, made once, and the nearest of them.
+"""The index of a run's dataset: embeddings of all its images and texts, computed once.
 
-RUN/index holds images.npy and texts.npy (float32, items x dimensions, of PVSE items x embeddings x dimensions, unit
-vectors), image_pairs.npy and text_pairs.npy (int64, the pair of each; of an image that several pairs share, the first),
-and index.json, which says what they were made from. An image of several texts is in it once. Texts without a known word
-are not in it; their images are.
+RUN/index holds:
+
+- images.npy, texts.npy: (items, D), or (items, K, D) with PVSE, float32 unit vectors.
+- image_pairs.npy, text_pairs.npy: (items,) int64, each item's pair; the first pair where several share an image.
+- index.json: fingerprints of what the index was computed from.
+
+An image with several texts is in the index once. A text without a known word is not in it; its image is.
 """
 
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,49 +20,46 @@ from metrics import nearest
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_array, read_json, write_array, write_json
 from pipeline.pairs import SPLITS, Images, load_images, read_pairs
-from text_space.tokenizer import SPECIAL_WORDS
 from training.embedding import embed_images, embed_texts, image_source, made_from
 from training.encoder import MODEL_INPUTS, RunEncoder
 
-NAMES = ("images", "texts", "image_pairs", "text_pairs")
-EXPLAINED = 5
-"""Unknown words of a query that near ones are looked up for: of a large vocabulary this takes half a second a word."""
+ARRAYS = ("images", "texts", "image_pairs", "text_pairs")
 
 
 @dataclass(frozen=True)
-class Items:
-    """The images or the texts of an index. N items."""
+class EmbeddedItems:
+    """The images or the texts of an index: N items, ordered by pair."""
 
     vectors: np.ndarray
-    """(N, D), or (N, K, D) of PVSE, float32 unit vectors, memory-mapped."""
+    """(N, D), or (N, K, D) with PVSE, float32 unit vectors, memory-mapped."""
     pairs: np.ndarray
-    """(N,) int64, the pair of each, ascending."""
+    """(N,) int64, pair numbers, ascending."""
     splits: np.ndarray
-    """(N,) int8, number of its split in SPLITS."""
+    """(N,) int8, each item's split as its position in SPLITS."""
 
     def nearest(self, query: np.ndarray, top: int, split: str | None = None) -> list[tuple[int, float]]:
-        """The `top` items most like a query (D,) or (K, D), as places and cosine similarities, the likest first.
+        """Places and cosine similarities of the `top` items nearest to a query (D,) or (K, D), the nearest first.
 
-        Of PVSE, that of the closest of the K x K pairs of vectors (metrics.py). Ties stand in the order of the pairs.
-        With `split`, only that split's items.
+        With PVSE the similarity is that of the closest of the K x K pairs of vectors. Equally near items stand in the
+        order of their pairs. `split` restricts the search to one split.
         """
         return nearest(self.vectors, query, top, None if split is None else self.splits == SPLITS.index(split))
 
 
 @dataclass(frozen=True)
 class Index:
-    """The embedded images and texts of a run's dataset, and the pairs they belong to."""
+    """The embedded images and texts of a run's dataset, and their pairs. I image files."""
 
-    images: Items
-    texts: Items
+    images: EmbeddedItems
+    texts: EmbeddedItems
     table: pa.Table
-    """The pair table: a row's number is the pair's."""
+    """The pair table. A pair's number is its row."""
     files: Images
     texts_of_image: np.ndarray
-    """(I,) int64, by image number, how many pairs share it."""
+    """(I,) int64, how many pairs share each image."""
 
-    def items(self, kind: str) -> Items:
-        """Its `images` or `texts`."""
+    def items(self, kind: str) -> EmbeddedItems:
+        """The `images` or the `texts`."""
         return {"images": self.images, "texts": self.texts}[kind]
 
     def describe(self, pair: int) -> dict[str, Any]:
@@ -73,20 +70,20 @@ class Index:
         return {"pair": pair, "split": row["split"], "path": path, "text": row["text"], "texts_of_image": texts}
 
     def holds_image(self, pair: int) -> bool:
-        """Whether that pair stands for an image of the index."""
-        if not 0 <= pair < len(self.table):  # and so no number that numpy could not hold
+        """Whether an image is indexed under that pair."""
+        if not 0 <= pair < len(self.table):  # also keeps out numbers too large for numpy
             return False
         place = int(np.searchsorted(self.images.pairs, pair))
         return place < len(self.images.pairs) and int(self.images.pairs[place]) == pair
 
 
 def open_index(encoder: RunEncoder) -> Index:
-    """The index of the encoder's run, made now where it is not there or was made from something that has changed.
+    """The index of the encoder's run. It is built where there is none, and rebuilt where an input has changed.
 
-    An image that has become unreadable is left out of it. Raises UserError where one is missing.
+    An image that has become unreadable is left out. Raises UserError where an image file is missing.
     """
     folder, settings = encoder.run / "index", encoder.settings
-    stamp, paths = folder / "index.json", {name: folder / f"{name}.npy" for name in NAMES}
+    stamp, paths = folder / "index.json", {name: folder / f"{name}.npy" for name in ARRAYS}
     files = load_images(settings.work_folder)
     inputs: dict[str, object] = {
         "checkpoint": fingerprint(encoder.run / "best.pt"),
@@ -106,13 +103,14 @@ def open_index(encoder: RunEncoder) -> Index:
     for number, split in enumerate(SPLITS):
         split_of_pair[names == split] = number
     images, texts = (
-        Items(arrays[kind], np.array(arrays[f"{kind[:-1]}_pairs"]), split_of_pair[arrays[f"{kind[:-1]}_pairs"]])
+        EmbeddedItems(arrays[kind], np.array(arrays[f"{kind[:-1]}_pairs"]), split_of_pair[arrays[f"{kind[:-1]}_pairs"]])
         for kind in ("images", "texts")
     )
     return Index(images, texts, table, files, np.bincount(files.of_pair))
 
 
-def _embed(encoder: RunEncoder) -> Mapping[str, np.ndarray]:
+def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
+    """The arrays of the index, by name in ARRAYS. Raises UserError where the model gives NaN or infinity."""
     settings, model, device = encoder.settings, encoder.model, encoder.device
     data = load_prepared(settings)
     numbers, first_pairs = np.unique(data.images.of_pair, return_index=True)
@@ -124,7 +122,7 @@ def _embed(encoder: RunEncoder) -> Mapping[str, np.ndarray]:
     images = embed_images(model, source, numbers, settings, device).cpu().numpy()
     if source.unreadable:
         count, why = len(source.unreadable), source.unreadable[min(source.unreadable)]
-        print(f"left out: {count:,} images that cannot be read, the first being {why}")
+        print(f"left out: {count:,} images that cannot be read, the first: {why}")
         readable = ~np.isin(numbers, list(source.unreadable))
         images, first_pairs = images[readable], first_pairs[readable]
     arrays = {
@@ -135,72 +133,5 @@ def _embed(encoder: RunEncoder) -> Mapping[str, np.ndarray]:
     }
     for kind in ("images", "texts"):
         if not np.isfinite(arrays[kind]).all():
-            raise UserError(f"{encoder.run / 'best.pt'} gives {kind} embeddings that are not numbers; train it anew")
+            raise UserError(f"{encoder.run / 'best.pt'} gives {kind} embeddings that are not finite; train it again")
     return arrays
-
-
-# Answers
-
-
-def answer_text(encoder: RunEncoder, index: Index, text: str, top: int, split: str | None = None) -> dict[str, Any]:
-    """The images most like a text: what `search.py --json` prints.
-
-    Raises UserError where no word of it is in the vocabulary, naming near ones that are.
-    """
-    known, unknown = encoder.words(text)
-    if not known and not unknown:
-        raise UserError("the query has no word: stop words and short words do not count, as in training")
-    near = {word: near_words(word, encoder.vocabulary) for word in unknown[:EXPLAINED]}
-    if not known:
-        count = len(encoder.vocabulary) - len(SPECIAL_WORDS)
-        raise UserError(f"no word of the query is in the run's vocabulary of {count:,} words: {explained(near)}")
-    (query,), _ = encoder.texts([text])
-    asked = {"text": text, "words": known, "ignored_words": unknown, "near_words": near}
-    return {"query": asked, **found_by(index, query, ("images",), top, split)}
-
-
-def answer_image(
-    encoder: RunEncoder, index: Index, path: Path | str, top: int, split: str | None = None, **limits: int
-) -> dict[str, Any]:
-    """The texts and the images most like an image file: what `search.py --json` prints.
-
-    `limits` is `max_pixels`, if given. Raises UserError where the file cannot be read.
-    """
-    (query,), problems = encoder.images([path], **limits)
-    if problems:
-        raise UserError(f"{path} is no image that can be read: {problems[0]}")
-    return {"query": {"image": str(path)}, **found_by(index, query, ("texts", "images"), top, split)}
-
-
-def answer_pair(index: Index, pair: int, top: int, split: str | None = None) -> dict[str, Any]:
-    """`answer_image` of an image of the index, by its pair. Raises KeyError where the index has no such image."""
-    if not index.holds_image(pair):
-        raise KeyError(pair)
-    query = np.array(index.images.vectors[np.searchsorted(index.images.pairs, pair)])
-    return {"query": {"pair": pair}, **found_by(index, query, ("texts", "images"), top, split)}
-
-
-def found_by(
-    index: Index, query: np.ndarray, kinds: tuple[str, ...], top: int, split: str | None = None
-) -> dict[str, str | list[dict[str, Any]]]:
-    """The items of these kinds, `images` and `texts`, most like a query (D,) or (K, D), as the answers have them."""
-    found: dict[str, str | list[dict[str, Any]]] = {"score": "cosine similarity", "split": split or "all"}
-    for kind in kinds:
-        items = index.items(kind)
-        nearest = items.nearest(query, top, split)
-        found[kind] = [
-            {"rank": rank, "score": round(score, 6), **index.describe(int(items.pairs[place]))}
-            for rank, (place, score) in enumerate(nearest, start=1)
-        ]
-    return found
-
-
-def near_words(word: str, vocabulary: Mapping[str, int]) -> list[str]:
-    """Up to three words of the vocabulary that are spelt like `word`, the likest first."""
-    near = difflib.get_close_matches(word, vocabulary, n=3, cutoff=0.7)
-    return [other for other in near if other not in SPECIAL_WORDS]
-
-
-def explained(near: Mapping[str, list[str]]) -> str:
-    """Unknown words, each with the near ones that are known."""
-    return ", ".join(f"{word} (near it: {', '.join(others)})" if others else word for word, others in near.items())

@@ -43,7 +43,8 @@ from pipeline.errors import UserError
 from pipeline.pairs import SPLITS
 from pipeline.settings import Synthetic
 from readers.synthetic import World
-from reporting.retrieval_index import Index, answer_image, answer_pair, answer_text, open_index
+from reporting.answers import answer_image, answer_pair, answer_text, fit_columns, printable
+from reporting.retrieval_index import Index, open_index
 from reporting.search_page import UPLOAD_BYTES, local_server, make_app
 from training.embedding import embed_pairs, image_source
 from training.encoder import RunEncoder
@@ -252,7 +253,7 @@ def test_an_image_that_has_become_unreadable_is_left_out(
     finally:
         path.write_bytes(saved)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert f"left out: 1 images that cannot be read, the first being {path}" in capsys.readouterr().out
+    assert f"left out: 1 images that cannot be read, the first: {path}" in capsys.readouterr().out
     assert len(index.images.pairs) == 59
     assert not index.holds_image(20)
     assert 20 in index.texts.pairs
@@ -311,9 +312,9 @@ def test_search_wants_a_finished_run(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_table_is_safe_for_a_terminal_and_in_columns() -> None:
-    assert search.shown("a\x1b[2Jb\n\tc\u202e") == "a[2Jb c"
-    assert search.in_columns("边境墙的照片", 6) == "边境… "
-    assert search.in_columns("short", 8) == "short   "
+    assert printable("a\x1b[2Jb\n\tc\u202e") == "a[2Jb c"
+    assert fit_columns("边境墙的照片", 6) == "边境… "
+    assert fit_columns("short", 8) == "short   "
 
 
 # encode.py
