@@ -28,13 +28,11 @@ from timing import machine, print_table, shown, synchronise, timed  # noqa: E402
 
 import evaluate  # noqa: E402
 import metrics  # noqa: E402
-from datasets import Prepared  # noqa: E402
-from pipeline.pairs import Images  # noqa: E402
+from metrics import EmbeddedPairs  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 
 PARTS = {
     "rank_pairs": "ranks of the pairs, both ways",
-    "sampled_kway_recall_at_1": "sampled k-way Recall@1, the check",
     "all_preserved_shares": "neighborhood preservation",
     "average_precisions": "mAP by category, both ways",
     "bootstrap_interval": "bootstrap intervals",
@@ -49,40 +47,32 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed evaluations, after one that is not")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()
-    x, y, reference, data = made_up(arguments.pairs, arguments.captions, arguments.categories)
-    x, y = x.to(arguments.device), y.to(arguments.device)
-    rows, settings, spent = data.rows["test"], Settings(), defaultdict(float)
+    made_up = draw(arguments.pairs, arguments.captions, arguments.categories, arguments.device)
+    evaluation, spent = Settings().evaluation, defaultdict(float)
     for name in PARTS:
-        setattr(metrics, name, clocked(getattr(metrics, name), name, spent, arguments.device))
-    total = timed(lambda: evaluate.measure(x, y, reference, data, rows, settings), arguments.repeats, arguments.device)
+        module = evaluate if name == "bootstrap_interval" else metrics
+        setattr(module, name, clocked(getattr(module, name), name, spent, arguments.device))
+    total = timed(lambda: evaluate.measure(EmbeddedPairs(*made_up), evaluation, 0), arguments.repeats, arguments.device)
     calls = arguments.repeats + 1
     parts = [[title, shown(spent[name] / calls)] for name, title in PARTS.items() if name in spent]
-    images = len(np.unique(data.image_ids))
+    images = len(np.unique(made_up[2]))
     print_table([f"{arguments.pairs:,} pairs of {images:,} images", "time"], [*parts, ["all", total]])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    on_gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB of the GPU's" if x.is_cuda else ""
+    on_gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB of the GPU's" if made_up[0].is_cuda else ""
     print(f"\nPeak memory {memory / 1e9:.2f} GB{on_gpu}. Parts are means of {calls} calls. {machine(arguments.device)}")
 
 
-def made_up(pairs: int, captions: int, categories: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray, Prepared]:
-    """Embeddings of images and texts, Doc2Vec vectors, and the test pairs that they belong to."""
+def draw(
+    pairs: int, captions: int, categories: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings of images and texts, image numbers, category numbers and Doc2Vec vectors of made-up pairs."""
     rng = np.random.default_rng(0)
-    image_ids = np.arange(pairs) // captions
-    images = rng.standard_normal((image_ids[-1] + 1, 256), dtype=np.float32)[image_ids]
+    groups = np.arange(pairs) // captions
+    images = rng.standard_normal((groups[-1] + 1, 256), dtype=np.float32)[groups]
     texts = images + 2 * rng.standard_normal(images.shape, dtype=np.float32)
-    x, y = (torch.nn.functional.normalize(torch.from_numpy(each), dim=1) for each in (images, texts))
-    names = [str(number) for number in range(categories)]
-    data = Prepared(
-        images=Images([f"{number}.png" for number in image_ids], image_ids, Path()),
-        image_ids=image_ids,
-        categories=image_ids % categories if categories else np.full(pairs, -1),
-        category_names=names,
-        tokens=np.zeros(0, dtype=np.int32),
-        offsets=np.zeros(pairs + 1, dtype=np.int64),
-        rows={"test": np.arange(pairs)},
-        unused={"test": 0},
-    )
-    return x, y, rng.standard_normal((pairs, 200), dtype=np.float32), data
+    x, y = (torch.nn.functional.normalize(torch.from_numpy(each), dim=1).to(device) for each in (images, texts))
+    labels = groups % categories if categories else np.full(pairs, -1)
+    return x, y, groups, labels, rng.standard_normal((pairs, 200), dtype=np.float32)
 
 
 def clocked(call: Callable[..., Any], name: str, spent: dict[str, float], device: str) -> Callable[..., Any]:

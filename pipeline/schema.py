@@ -347,8 +347,6 @@ class Evaluation(Section):
     """Split to measure on."""
     kway: Annotated[list[FromTwo], Field(min_length=1)] = Field(default_factory=lambda: [5, 20])
     """k of the k-way Recall@1."""
-    sampled_repeats: Natural = 10
-    """Draws a query of the paper's sampled k-way task, kept as a check on the exact expectation; 0 leaves it out."""
     recall_at: Annotated[list[Count], Field(min_length=1)] = Field(default_factory=lambda: [1, 5, 10])
     """K of the full-gallery Recall@K."""
     preservation_k: Count = 200

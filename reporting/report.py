@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from datasets import Prepared, load_prepared
 from images.files import UnreadableImage, load_thumbnail
-from metrics import nearest, similarities
 from pipeline.errors import UserError
 from pipeline.files import read_array, read_json
 from pipeline.pairs import SPLITS, read_pairs
 from pipeline.settings import flatten
+from ranking import nearest, rank_of_own
 from reporting import plots
 from reporting.answers import near_words
 from reporting.figures import difference, read_figures, read_queries
@@ -174,13 +174,9 @@ def ranked(
     own = np.zeros(len(among), dtype=bool) if position is None else compared.groups[among] == compared.groups[position]
     results = [
         {"rank": rank, "score": score, "own": bool(own[place]), **compared.item(int(among[place]), words)}
-        for rank, (place, score) in enumerate(nearest(gallery, query, top), start=1)
+        for rank, (place, score) in enumerate(nearest(gallery, query, top, own=own), start=1)
     ]
-    rank = None
-    if own.any():
-        scores = similarities(gallery, query)
-        ((place, score),) = nearest(gallery, query, 1, own)
-        rank = 1 + int((scores > score).sum() + (scores[:place] == score).sum())
+    rank = rank_of_own(gallery, query, own) if own.any() else None
     return {"results": results, "rank": rank, "of": len(among)}
 
 

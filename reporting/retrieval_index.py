@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from datasets import load_prepared
-from metrics import nearest
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_array, read_json, write_array, write_json
 from pipeline.pairs import SPLITS, Images, load_images, read_pairs
+from ranking import nearest
 from training.embedding import embed_images, embed_texts, image_source, made_from
 from training.encoder import MODEL_INPUTS, RunEncoder
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from metrics import paired_t_interval
+from reporting.figures import paired_t_interval
 
 ANGULAR, TRIPLET = (1.0, 0.3, 0.2), (1.0, 0.1, 0.3)  # SYM, IMG, TEXT of Sec. 3.3; the paper's beta is IMG, alpha TEXT
 

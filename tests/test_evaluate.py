@@ -1,47 +1,29 @@
 """What evaluate.py measures, on embeddings made up here."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 import evaluate
-from datasets import Prepared
-from pipeline.pairs import Images
+from metrics import EmbeddedPairs
 from pipeline.settings import Settings
-
-
-def prepared(image_ids: np.ndarray, categories: np.ndarray) -> Prepared:
-    """Test pairs alone."""
-    pairs = len(image_ids)
-    return Prepared(
-        images=Images([f"{number}.png" for number in range(pairs)], image_ids, Path()),
-        image_ids=image_ids,
-        categories=categories,
-        category_names=["one", "other", "third"],
-        tokens=np.zeros(0, dtype=np.int32),
-        offsets=np.zeros(pairs + 1, dtype=np.int64),
-        rows={"test": np.arange(pairs)},
-        unused={"test": 0},
-    )
 
 
 @pytest.mark.slow
 def test_unrelated_embeddings_score_what_stands_beside_as_chance() -> None:
-    settings = Settings()
-    settings.evaluation.kway, settings.evaluation.sampled_repeats = [5, 50], 0
-    settings.evaluation.preservation_k, settings.evaluation.bootstrap = 10, 1
+    evaluation = Settings().evaluation
+    evaluation.kway, evaluation.bootstrap = [5, 50], 1
     rng = np.random.default_rng(0)
     image_ids = np.repeat(np.arange(30), rng.integers(1, 6, 30))
-    data = prepared(image_ids, np.array([0] * 15 + [1] * 10 + [-1] * 5)[image_ids])
-    rows = np.arange(len(image_ids))
+    categories = np.array([0] * 15 + [1] * 10 + [-1] * 5)[image_ids]
+    evaluation.preservation_k = 10
     values = []
     for _ in range(150):
         x = torch.from_numpy(rng.normal(size=(30, 6)).astype(np.float32))[image_ids]
-        y = torch.from_numpy(rng.normal(size=(len(rows), 6)).astype(np.float32))
-        reference = rng.normal(size=(30, 6))[image_ids] + 0.1 * rng.normal(size=(len(rows), 6))
-        figures, _ = evaluate.measure(x, y, reference, data, rows, settings)
+        y = torch.from_numpy(rng.normal(size=(len(image_ids), 6)).astype(np.float32))
+        reference = rng.normal(size=(30, 6))[image_ids] + 0.1 * rng.normal(size=(len(image_ids), 6))
+        pairs = EmbeddedPairs(x, y, image_ids, categories, reference, evaluation.preservation_k)
+        figures, _ = evaluate.measure(pairs, evaluation, seed=0)
         values.append([figure["value"] for figure in figures.values()])
     errors = np.std(values, axis=0) / np.sqrt(len(values))
     names = list(figures)

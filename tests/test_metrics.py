@@ -1,4 +1,4 @@
-"""metrics.py against plain loops, enumeration, sampling, scikit-learn and scipy."""
+"""metrics.py and ranking.py against plain loops, enumeration, sampling and scikit-learn."""
 
 import itertools
 import math
@@ -8,30 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-import metrics
+import ranking
 from metrics import (
     all_preserved_shares,
     average_precision_chances,
     average_precisions,
-    bootstrap_interval,
     kway_recall_at_1,
-    kway_success_probabilities,
     mean_average_precision,
     neighbor_candidates,
     neighborhood_preservation,
-    paired_t_interval,
     preservation_chance,
-    preserved_shares,
-    rank_pairs,
     recall_at_k,
-    sampled_kway_recall_at_1,
 )
+from ranking import cosine_similarities, nearest, rank_of_own, rank_pairs
+from reporting.figures import bootstrap_interval
 
 seeds = st.integers(0, 2**31)
 few_examples = settings(max_examples=25, deadline=None)
@@ -101,7 +96,7 @@ def test_kway_is_hypergeometric(queries: np.ndarray, targets: np.ndarray, groups
     for lost in lost_to_negatives(queries, targets, groups):
         drawn = min(k - 1, len(lost))
         expected.append(math.comb(len(lost) - sum(lost), drawn) / math.comb(len(lost), drawn))
-    probabilities = kway_success_probabilities(queries, targets, k, groups)
+    probabilities = rank_pairs(queries, targets, groups).kway_success_probabilities(k)
     np.testing.assert_allclose(probabilities, expected, rtol=1e-12)
     recall = kway_recall_at_1(queries, targets, k, groups)
     assert type(recall) is float and recall == pytest.approx(np.mean(expected))
@@ -116,7 +111,14 @@ def test_kway_is_the_share_of_all_draws(k: int) -> None:
         draws = list(itertools.combinations(lost, min(k - 1, 5)))
         shares.append(np.mean([not any(draw) for draw in draws]))
     assert 0 < np.mean(shares) < 1
-    np.testing.assert_allclose(kway_success_probabilities(queries, targets, k), shares)
+    np.testing.assert_allclose(rank_pairs(queries, targets).kway_success_probabilities(k), shares)
+
+
+def sampled_kway_recall_at_1(lost: list[list[bool]], k: int, repeats: int) -> float:
+    """As the paper samples it: k − 1 negatives drawn for each query, again and again. An oracle of the exact one."""
+    rng = np.random.default_rng(1)
+    hits = [not rng.permutation(of_query)[: k - 1].any() for of_query in map(np.array, lost) for _ in range(repeats)]
+    return float(np.mean(hits))
 
 
 @pytest.mark.slow
@@ -125,26 +127,8 @@ def test_kway_is_the_share_of_all_draws(k: int) -> None:
 def test_sampled_kway_comes_to_the_exact_one(name: str, k: int) -> None:
     queries, targets, groups = DATA[name]
     exact = kway_recall_at_1(queries, targets, k, groups)
-    sampled = sampled_kway_recall_at_1(queries, targets, k, groups, repeats=400, seed=1)
+    sampled = sampled_kway_recall_at_1(lost_to_negatives(queries, targets, groups), k, repeats=400)
     assert sampled == pytest.approx(exact, abs=0.02)
-    assert type(sampled) is float
-
-
-def test_sampled_kway_is_its_seeds() -> None:
-    queries, targets = noisy_pairs(50, 4, 1)
-    first, again, other = (sampled_kway_recall_at_1(queries, targets, 5, repeats=1, seed=seed) for seed in (1, 1, 2))
-    assert first == again != other
-
-
-def test_draws_are_uniform_and_without_replacement() -> None:
-    population = np.repeat([0, 1, 3, 5], 3000)
-    drawn = metrics._draw_without_replacement(np.random.default_rng(0), population, 3)
-    for size, rows in zip((0, 1, 3, 5), drawn.reshape(4, 3000, 3), strict=True):
-        valid = np.sort(rows, axis=1)[:, 3 - min(size, 3) :]
-        assert (rows == -1).sum(axis=1).tolist() == [3 - min(size, 3)] * 3000
-        assert ((valid >= 0) & (valid < size)).all() and (np.diff(valid, axis=1) > 0).all()
-    subsets, counts = np.unique(np.sort(drawn[-3000:], axis=1), axis=0, return_counts=True)
-    assert len(subsets) == 10 and abs(counts - 300).max() < 80
 
 
 @pytest.mark.parametrize("n", [7, 130, 400])
@@ -155,8 +139,6 @@ def test_equal_vectors_tie_wherever_they_stand(n: int, d: int) -> None:
     queries = gaussian(2 * n, d, 2)
     doubled = np.random.default_rng(3).permutation(np.concatenate([targets, targets]))
     assert kway_recall_at_1(queries, doubled, 2 * n) == 0
-    if n == 7:  # where drawing all of them is cheap
-        assert sampled_kway_recall_at_1(queries, doubled, 2 * n, repeats=1, seed=0) == 0
     ranks = rank_pairs(queries, doubled).best
     assert ranks.min() >= 2
 
@@ -164,7 +146,6 @@ def test_equal_vectors_tie_wherever_they_stand(n: int, d: int) -> None:
 def test_a_collapsed_model_scores_nothing() -> None:
     x = np.tile(gaussian(1, 16, 1), (50, 1))
     assert kway_recall_at_1(x, x, 5) == 0
-    assert sampled_kway_recall_at_1(x, x, 5, repeats=3, seed=0) == 0
     assert recall_at_k(x, x, [1, 49, 50]) == {"R@1": 0, "R@49": 0, "R@50": 1, "median_rank": 50}
 
 
@@ -180,8 +161,8 @@ def test_an_image_of_five_captions_is_one_candidate() -> None:
     texts = np.zeros((7, 2))
     images = np.array([[2.0, 0.0], [9.0, 0.0], *[[1.0, 0.0]] * 4, [1.0, -0.0]])
     # Of the first text's two possible negatives one is closer than its pair.
-    assert kway_success_probabilities(texts, images, 2, [0, 1, 2, 2, 2, 2, 2])[0] == 1 / 2
-    assert kway_success_probabilities(texts, images, 2)[0] == 1 / 6
+    assert rank_pairs(texts, images, [0, 1, 2, 2, 2, 2, 2]).kway_success_probabilities(2)[0] == 1 / 2
+    assert rank_pairs(texts, images).kway_success_probabilities(2)[0] == 1 / 6
 
 
 @few_examples
@@ -259,11 +240,43 @@ def test_every_rank_metric_can_be_read_off_one_ranking(
 ) -> None:
     ranks = rank_pairs(queries, targets, groups)
     for k in (2, 5):
-        separately = kway_success_probabilities(queries, targets, k, groups)
-        assert np.array_equal(ranks.kway_success_probabilities(k), separately)
+        assert ranks.kway_success_probabilities(k).mean() == kway_recall_at_1(queries, targets, k, groups)
     assert len(ranks.closer) == len(ranks.possible) == len(queries) >= len(ranks.best)
     with pytest.raises(ValueError, match="at least 2"):
         ranks.kway_success_probabilities(1)
+
+
+# --- One query -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 5, 67])
+@pytest.mark.parametrize("several", [1, 2])
+def test_equal_vectors_are_equally_similar_wherever_they_stand(d: int, several: int) -> None:
+    vectors = np.repeat(gaussian(several, d, 1)[None], 130, axis=0)
+    assert len(set(cosine_similarities(vectors, gaussian(several, d, 2)).tolist())) == 1
+
+
+@few_examples
+@given(seed=seeds, several=st.integers(1, 2))
+def test_a_tie_never_helps_the_rank_of_a_querys_own(seed: int, several: int) -> None:
+    vectors, query = lattice(20 * several, 2, seed).reshape(20, several, 2), lattice(several, 2, seed + 1)
+    own = np.random.default_rng(seed).random(20) < 0.2
+    own[seed % 20] = True
+    scores = [max(float(a @ b) for a in item for b in query) for item in vectors]
+    best = max(score for score, is_own in zip(scores, own, strict=True) if is_own)
+    rank = rank_of_own(vectors, query, own)
+    assert rank == 1 + sum(score >= best for score, is_own in zip(scores, own, strict=True) if not is_own)
+    # It is the place at which the list shows the first of them.
+    places = [place for place, _ in nearest(vectors, query, 20, own=own)]
+    assert own[places].argmax() == rank - 1
+    assert places == sorted(range(20), key=lambda place: (-scores[place], own[place], place))
+
+
+def test_a_collapsed_gallery_ranks_the_own_item_last() -> None:
+    vectors = np.tile(gaussian(1, 67, 1), (50, 1))
+    own = np.arange(50) == 7
+    assert rank_of_own(vectors, vectors[7], own) == 50
+    assert 7 not in [place for place, _ in nearest(vectors, vectors[7], 49, own=own)]
 
 
 # --- What chance gives -----------------------------------------------------------------------------------------------
@@ -366,7 +379,13 @@ def test_average_precision_of_unrelated_embeddings_is_chance(counts: tuple[int, 
 # --- Neighborhood preservation ---------------------------------------------------------------------------------------
 
 
-def nearest(vectors: np.ndarray, i: int, k: int) -> set[int]:
+def preserved_shares(
+    embeddings: np.ndarray, reference: np.ndarray, k: int, groups: np.ndarray | None = None
+) -> np.ndarray:
+    return all_preserved_shares([embeddings], reference, [k], groups)[0, 0]
+
+
+def neighbors_of(vectors: np.ndarray, i: int, k: int) -> set[int]:
     others = [j for j in range(len(vectors)) if j != i]
     return set(sorted(others, key=lambda j: distance(vectors[i], vectors[j]))[:k])
 
@@ -374,9 +393,8 @@ def nearest(vectors: np.ndarray, i: int, k: int) -> set[int]:
 @pytest.mark.parametrize("k", [1, 3, 10, 23, 24, 200])
 def test_preserved_shares(k: int) -> None:
     embeddings, reference = gaussian(25, 3, 1), gaussian(25, 4, 2)
-    expected = [
-        len(nearest(embeddings, i, k) & nearest(reference, i, k)) / len(nearest(reference, i, k)) for i in range(25)
-    ]
+    both = [(neighbors_of(embeddings, i, k), neighbors_of(reference, i, k)) for i in range(25)]
+    expected = [len(found & near) / len(near) for found, near in both]
     shares = preserved_shares(embeddings, reference, k)
     np.testing.assert_allclose(shares, expected)
     assert neighborhood_preservation(embeddings, reference, k) == pytest.approx(np.mean(expected))
@@ -518,7 +536,6 @@ def all_metrics_of_sets(queries: object, targets: object, groups: object, labels
     reference = gaussian(len(queries), 3, 9)
     return [
         kway_recall_at_1(queries, targets, 4, groups),
-        sampled_kway_recall_at_1(queries, targets, 4, groups, repeats=2, seed=0),
         *recall_at_k(queries, targets, [1, 3], groups).values(),
         neighborhood_preservation(queries, reference, 5),
         mean_average_precision(queries, targets, labels, labels),
@@ -541,11 +558,9 @@ def test_items_of_several_vectors_are_ranked_by_their_closest_pair(
         closest = min(closest_distance(query, np.array(v)) for g, v in items if g == name)
         ahead = sum(closest_distance(query, np.array(v)) <= closest for g, v in items if g != name)
         best[name, tuple(map(tuple, query.tolist()))] = 1 + ahead
-    np.testing.assert_allclose(kway_success_probabilities(queries, targets, 4, groups), probabilities, rtol=1e-12)
-    ranks = rank_pairs(queries, targets, groups).best
-    assert sorted(ranks.tolist()) == sorted(best.values())
-    sampled = sampled_kway_recall_at_1(queries, targets, 4, groups, repeats=300, seed=1)
-    assert sampled == pytest.approx(np.mean(probabilities), abs=0.02)
+    ranks = rank_pairs(queries, targets, groups)
+    np.testing.assert_allclose(ranks.kway_success_probabilities(4), probabilities, rtol=1e-12)
+    assert sorted(ranks.best.tolist()) == sorted(best.values())
 
 
 @every_set
@@ -558,7 +573,7 @@ def test_preserved_shares_of_items_of_several_vectors(make: Callable[[int], np.n
         distances = {j: closest_distance(items[i], items[j]) for j in others}
         kth = sorted(distances.values())[k - 1]
         nearer, tied = ([j for j in others if compare(distances[j], kth)] for compare in (np.less, np.equal))
-        kept = nearest(reference, i, k)
+        kept = neighbors_of(reference, i, k)
         expected.append((len(kept & set(nearer)) + len(kept & set(tied)) * (k - len(nearer)) / len(tied)) / k)
     np.testing.assert_allclose(preserved_shares(items, reference, k), expected)
 
@@ -611,8 +626,7 @@ def test_blocks_never_matter_to_items_of_several_vectors(
 ) -> None:
     arguments = make(1), make(2), np.arange(20) % 8, np.arange(20) % 3
     expected = all_metrics_of_sets(*arguments)
-    monkeypatch.setattr(metrics, "BLOCK_SCORES", size)
-    monkeypatch.setattr(metrics, "GATHERED", size)
+    monkeypatch.setattr(ranking, "BLOCK_SCORES", size)
     assert all_metrics_of_sets(*arguments) == pytest.approx(expected, rel=1e-12)
 
 
@@ -628,7 +642,7 @@ def test_blocks_are_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> 
         return product
 
     monkeypatch.setattr(torch, "addmm", measured)
-    monkeypatch.setattr(metrics, "BLOCK_SCORES", 5000)
+    monkeypatch.setattr(ranking, "BLOCK_SCORES", 5000)
     items, labels = gaussian(100 * 3, 4, 1).reshape(100, 3, 4), np.arange(100) % 3
     for run in (
         lambda: rank_pairs(items, items + 1),
@@ -646,7 +660,6 @@ def test_blocks_are_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> 
 def all_metrics(queries: object, targets: object, groups: object, labels: object) -> list[float]:
     return [
         kway_recall_at_1(queries, targets, 4, groups),
-        sampled_kway_recall_at_1(queries, targets, 4, groups, repeats=2, seed=0),
         *recall_at_k(queries, targets, [1, 3], groups).values(),
         neighborhood_preservation(queries, targets, 5),
         mean_average_precision(queries, targets, labels, labels),
@@ -670,8 +683,7 @@ def test_torch_and_numpy_and_double_agree(name: str) -> None:
 def test_blocks_never_matter(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     queries, targets, groups = DATA[name]
     expected = all_metrics(queries, targets, groups, groups % 3)
-    monkeypatch.setattr(metrics, "BLOCK_SCORES", size)
-    monkeypatch.setattr(metrics, "GATHERED", size)
+    monkeypatch.setattr(ranking, "BLOCK_SCORES", size)
     assert all_metrics(queries, targets, groups, groups % 3) == pytest.approx(expected, rel=1e-12)
 
 
@@ -714,17 +726,14 @@ def test_retrieval_mistakes() -> None:
             kway_recall_at_1(x, y, 2)
         with pytest.raises(ValueError, match="must be"):
             recall_at_k(x, y, [1])
-    for metric in (kway_recall_at_1, lambda *a: sampled_kway_recall_at_1(*a, repeats=1, seed=0)):
-        with pytest.raises(ValueError, match="at least 2"):
-            metric(x, x, 1, None)
-        with pytest.raises(ValueError, match="no possible negative"):
-            metric(x, x, 2, [5, 5, 5, 5])
-        with pytest.raises(ValueError, match="groups"):
-            metric(x, x, 2, [1, 2, 3])
+    with pytest.raises(ValueError, match="at least 2"):
+        kway_recall_at_1(x, x, 1, None)
+    with pytest.raises(ValueError, match="no possible negative"):
+        kway_recall_at_1(x, x, 2, [5, 5, 5, 5])
+    with pytest.raises(ValueError, match="groups"):
+        kway_recall_at_1(x, x, 2, [1, 2, 3])
     with pytest.raises(ValueError, match="no possible negative"):
         kway_recall_at_1(x[:1], x[:1], 2)
-    with pytest.raises(ValueError, match="repeats"):
-        sampled_kway_recall_at_1(x, x, 2, repeats=0, seed=0)
     with pytest.raises(ValueError, match="at least 1"):
         recall_at_k(x, x, [1, 0])
 
@@ -752,75 +761,3 @@ def test_average_precision_mistakes() -> None:
         mean_average_precision(x, x, [1, 1, 1], [1, 1, 1, 1])
     with pytest.raises(ValueError, match="dimensions"):
         mean_average_precision(x, x[:, :2], [1, 1, 1, 1], [1, 1, 1, 1])
-
-
-# --- Intervals -------------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_is_the_normal_interval_of_many_values() -> None:
-    values = gaussian(500, 1, 1)[:, 0].astype(np.float64) * 3 + 7
-    low, high = bootstrap_interval(values, resamples=4000)
-    half_width = 1.96 * values.std() / math.sqrt(500)
-    assert low == pytest.approx(values.mean() - half_width, abs=0.1 * half_width)
-    assert high == pytest.approx(values.mean() + half_width, abs=0.1 * half_width)
-    narrow_low, narrow_high = bootstrap_interval(values, resamples=4000, confidence=0.5)
-    assert (narrow_high - narrow_low) / (high - low) == pytest.approx(0.6745 / 1.96, rel=0.1)
-
-
-def test_bootstrap_draws_whole_groups() -> None:
-    values = gaussian(60, 1, 1)[:, 0]
-    copies, groups = np.repeat(values, 5), np.repeat(np.arange(60), 5)
-    assert bootstrap_interval(copies, groups) == pytest.approx(bootstrap_interval(values))
-    (low, high), (naive_low, naive_high) = bootstrap_interval(copies, groups), bootstrap_interval(copies)
-    assert high - low > 1.8 * (naive_high - naive_low)
-
-
-def test_bootstrap_weighs_groups_by_their_size() -> None:
-    # Of two groups a resample holds both (mean 0.1) half of the time, else one of them twice (0 or 1).
-    values, groups = [0.0] * 9 + [1.0], ["many"] * 9 + ["one"]
-    assert bootstrap_interval(values, groups, confidence=0.02) == pytest.approx((0.1, 0.1))
-    assert bootstrap_interval(values, groups, confidence=0.9) == (0, 1)
-
-
-def test_bootstrap_is_its_seeds() -> None:
-    values = torch.arange(20.0)
-    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values.numpy(), seed=3)
-    assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
-    assert bootstrap_interval([2.5, 2.5, 2.5]) == (2.5, 2.5)
-
-
-@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 10, 29, 200])
-@pytest.mark.parametrize("confidence", [0.01, 0.5, 0.9, 0.95, 0.999])
-def test_t_quantile_is_scipys(df: int, confidence: float) -> None:
-    expected = scipy.stats.t.ppf((1 + confidence) / 2, df)
-    assert metrics._t_quantile(confidence, df) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("n", [2, 3, 6])
-def test_paired_t_interval_is_scipys(n: int) -> None:
-    ours, baseline = np.random.default_rng(n).normal([[0.6], [0.5]], 0.1, size=(2, n))
-    expected = scipy.stats.ttest_rel(ours, baseline).confidence_interval(0.9)
-    assert paired_t_interval(ours - baseline, 0.9) == pytest.approx((np.mean(ours - baseline), *expected))
-    assert all(type(value) is float for value in paired_t_interval(ours - baseline))
-
-
-def test_paired_t_interval_of_equal_differences() -> None:
-    assert paired_t_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
-
-
-def test_interval_mistakes() -> None:
-    for values in ([], [1.0, np.nan], [[1.0, 2.0]]):
-        with pytest.raises(ValueError, match="values must be"):
-            bootstrap_interval(values)
-    with pytest.raises(ValueError, match="groups"):
-        bootstrap_interval([1.0, 2.0], [1])
-    with pytest.raises(ValueError, match="resamples"):
-        bootstrap_interval([1.0, 2.0], resamples=0)
-    for differences in ([], [1.0], [1.0, np.inf], [[1.0, 2.0]]):
-        with pytest.raises(ValueError, match="differences must be"):
-            paired_t_interval(differences)
-    for confidence in (0, 1, 95):
-        with pytest.raises(ValueError, match="confidence"):
-            bootstrap_interval([1.0, 2.0], confidence=confidence)
-        with pytest.raises(ValueError, match="confidence"):
-            paired_t_interval([1.0, 2.0], confidence)

@@ -10,8 +10,8 @@ from sklearn.metrics import precision_recall_curve as scikit_learns
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
-from datasets import Prepared
-from metrics import average_precisions, precision_recall_curve, precision_scope_curve
+from metrics import EmbeddedPairs, average_precisions
+from reporting.precision_curves import precision_curves, precision_recall_curve, precision_scope_curve
 
 LEVELS = [level / 10 for level in range(11)]
 
@@ -87,7 +87,7 @@ def test_a_perfect_and_a_collapsed_space() -> None:
 def test_torch_and_numpy_agree_and_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, targets, *labels = labelled(gaussian)
     before = precision_recall_curve(queries, targets, *labels), precision_scope_curve(queries, targets, *labels, [5])
-    monkeypatch.setattr("metrics.BLOCK_SCORES", 100)
+    monkeypatch.setattr("ranking.BLOCK_SCORES", 100)
     of_torch = torch.from_numpy(queries), torch.from_numpy(targets)
     np.testing.assert_allclose(precision_recall_curve(*of_torch, *labels), before[0])
     np.testing.assert_allclose(precision_scope_curve(*of_torch, *labels, [5]), before[1])
@@ -106,30 +106,13 @@ def test_mistakes() -> None:
             precision_scope_curve(x, x, one, one, [scope])
 
 
-def prepared(categories: list[int], image_ids: list[int]) -> Prepared:
-    """What evaluation by category reads; the rest is empty."""
-    nothing = np.empty(0, dtype=np.int64)
-    return Prepared(
-        images=None,
-        image_ids=np.array(image_ids),
-        categories=np.array(categories),
-        category_names=["a", "b"],
-        tokens=nothing,
-        offsets=nothing,
-        rows={},
-        unused={},
-    )
-
-
 def test_curves_reach_tensorboard_with_recall_and_scope_for_steps(tmp_path: Path) -> None:
     # Pairs 0 and 1 share an image, which is one item; pair 4 has no category.
-    data = prepared([0, 0, 1, 1, -1, 0], [0, 0, 1, 2, 3, 4])
-    rows = np.arange(6)
+    labels, groups = np.array([0, 0, 1, 1, -1, 0]), np.array([0, 0, 1, 2, 3, 4])
     x, y = torch.from_numpy(gaussian(6, 1)), torch.from_numpy(gaussian(6, 2))
     x[1] = x[0]
-    curves = evaluate.precision_curves(x, y, data, rows)
+    curves = precision_curves(EmbeddedPairs(x, y, groups, labels))
     texts, images = [0, 1, 2, 3, 5], [0, 2, 3, 5]
-    labels = data.categories
     expected = precision_recall_curve(x[images], y[texts], labels[images], labels[texts])
     assert list(curves["precision_recall/image_to_text"].values()) == pytest.approx(expected.tolist())
     expected = precision_scope_curve(y[texts], x[images], labels[texts], labels[images], [1, 2, 3, 4])
@@ -150,7 +133,7 @@ def test_curves_reach_tensorboard_with_recall_and_scope_for_steps(tmp_path: Path
 
 def test_without_categories_there_are_no_curves() -> None:
     x = torch.from_numpy(gaussian(3, 1))
-    assert evaluate.precision_curves(x, x, prepared([-1, -1, -1], [0, 1, 2]), np.arange(3)) == {}
+    assert precision_curves(EmbeddedPairs(x, x, np.arange(3), np.full(3, -1))) == {}
 
 
 def test_the_mean_of_precisions_at_relevant_targets_is_the_area_that_map_reports() -> None:

@@ -22,10 +22,11 @@ from torch.utils.tensorboard.summary import hparams
 
 from datasets import Prepared
 from images.files import UnreadableImage, load_thumbnail
-from metrics import nearest, similarities
+from metrics import registered
 from pipeline.files import read_array
 from pipeline.pairs import read_pairs
 from pipeline.settings import Settings, flatten
+from ranking import nearest, rank_of_own
 from training.runs import OF_A_RUN
 
 QUERIES, RESULTS = 4, 5
@@ -134,13 +135,11 @@ def results(data: Prepared, rows: np.ndarray, x: Tensor, y: Tensor) -> dict[str,
         found[way] = {}
         for query in images[:QUERIES].tolist():
             own = ids[positions] == ids[query]
-            first = nearest(targets, queries[query], RESULTS)
+            first = nearest(targets, queries[query], RESULTS, own=own)
             ranked = [(rank, place, score) for rank, (place, score) in enumerate(first, start=1)]
             if not any(own[place] for _, place, _ in ranked):
                 ((place, score),) = nearest(targets, queries[query], 1, own)
-                scores = similarities(targets, queries[query])
-                rank = 1 + int((scores > score).sum() + (scores[:place] == score).sum())
-                ranked.append((rank, place, score))
+                ranked.append((rank_of_own(targets, queries[query], own), place, score))
             found[way][query] = [
                 Found(rank, int(positions[place]), score, bool(own[place])) for rank, place, score in ranked
             ]
@@ -289,11 +288,7 @@ def write_hparams(run: Path, weights: Any, settings: Settings, figures: Mapping[
             shaping[name] = value if is_number else str(value)
     own = {f"hparam/{name}": value for name, value in figures.items()}
     split = settings.evaluation.split
-    later = [
-        f"{split}/{k}way_recall_at_1_{way}"
-        for k in settings.evaluation.kway
-        for way in ("image_to_text", "text_to_image")
-    ]
+    later = [f"{split}/{name}" for name, metric in registered(settings.evaluation).items() if metric.every_epoch]
     with SummaryWriter(str(run), filename_suffix=suffix) as board:
         for summary in hparams(shaping, dict.fromkeys([*own, *later], 0.0)):
             board.file_writer.add_summary(summary, step)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import losses
 from datasets import BatchPlan, Neighbors, OtherTexts, Prepared, plan_epoch
 from images.loading import ImageSource, demand_readable
-from metrics import kway_recall_at_1
+from metrics import EmbeddedPairs, registered
 from models import PVSE, TwoStream
 from pipeline import settings as config
 from pipeline.devices import to_device
@@ -405,20 +405,20 @@ class Trainer:
 
         The loss is i2t + sym, whatever the weights, or the pairwise loss. Of several processes one computes it for all.
         """
-        val_loss, recalls = distributed.by_writer(lambda: self.validation(board))
+        val_loss, measured = distributed.by_writer(lambda: self.validation(board))
         self.batches_done = 0
         improved = self.epoch > 0 and val_loss < self.best_loss
         if improved:
             self.best_loss, self.best_epoch = val_loss, self.epoch
-            self.best_recall = sum(recalls[self.settings.evaluation.kway[0]]) / 2
+            self.best_recall = sum(next(iter(measured.values()))) / 2  # k-way Recall@1 of the first k, both ways
         if self.epoch:
             self.schedule.step(val_loss)
-        shown = ", ".join(f"{k}-way {to_text:.3f} {to_image:.3f}" for k, (to_text, to_image) in recalls.items())
-        self.shown = f"epoch {self.epoch:3d}  val loss {val_loss:.4f}  Recall@1 {shown}{' *' if improved else ''}"
+        shown = ", ".join(" ".join([label, *(f"{value:.3f}" for value in both)]) for label, both in measured.items())
+        self.shown = f"epoch {self.epoch:3d}  val loss {val_loss:.4f}  {shown}{' *' if improved else ''}"
         return improved
 
-    def validation(self, board: SummaryWriter) -> tuple[float, dict[int, tuple[float, float]]]:
-        """Validation loss, and by k k-way Recall@1 from image to text and from text to image."""
+    def validation(self, board: SummaryWriter) -> tuple[float, dict[str, list[float]]]:
+        """Validation loss, and by label the metrics of every epoch, from image to text and from text to image."""
         rows, size = self.val_rows, self.settings.training.batch_size
         x, y = embed_pairs(self.model, self.data, self.images, rows, self.settings, self.device)
         self.warn_of_unreadable()
@@ -443,14 +443,14 @@ class Trainer:
         board.add_scalar("data/learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
         board.add_scalar("data/epoch", self.epoch, self.step)
         board.add_scalar("data/unreadable_images", len(self.images.unreadable), self.step)
-        groups = self.data.image_ids[rows]
-        recalls = {}
-        for k in self.settings.evaluation.kway:
-            recalls[k] = kway_recall_at_1(x, y, k, groups), kway_recall_at_1(y, x, k, groups)
-            for way, recall in zip(("image_to_text", "text_to_image"), recalls[k], strict=True):
-                board.add_scalar(f"val/{k}way_recall_at_1_{way}", recall, self.step)
+        pairs = EmbeddedPairs(x, y, self.data.image_ids[rows], self.data.categories[rows])
+        measured: dict[str, list[float]] = {}
+        for metric in registered(self.settings.evaluation).values():
+            if metric.every_epoch:
+                measured.setdefault(metric.label, []).append(metric.value(pairs))
+                board.add_scalar(f"val/{metric.name}", measured[metric.label][-1], self.step)
         boards.show_validation(board, self.data, rows, x, y, self.settings, self.epoch, self.step)
-        return val_loss, recalls
+        return val_loss, measured
 
     # Checkpoints
 

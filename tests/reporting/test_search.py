@@ -38,10 +38,10 @@ import search
 import train_cross_modal_retrieval_model
 import train_doc2vec
 from datasets import load_prepared
-from metrics import nearest
 from pipeline.errors import UserError
 from pipeline.pairs import SPLITS
 from pipeline.settings import Synthetic
+from ranking import nearest
 from readers.synthetic import World
 from reporting.answers import answer_image, answer_pair, answer_text, fit_columns, printable
 from reporting.retrieval_index import Index, open_index

@@ -88,7 +88,6 @@ def test_metrics_are_what_they_say(trained: Path) -> None:
         if name in queries.column_names:
             assert np.isclose(queries[name].to_numpy().mean(), figure["value"])
     for way in ("image_to_text", "text_to_image"):
-        assert abs(figures[f"5way_recall_at_1_{way}"]["sampled"] - figures[f"5way_recall_at_1_{way}"]["value"]) < 0.1
         assert 0 < figures[f"map_{way}"]["value"] <= 1
         assert figures[f"recall_at_1_{way}"]["value"] <= figures[f"recall_at_5_{way}"]["value"]
     assert figures["preservation_3_images"]["chance"] == 3 / (metrics["pairs"] - 1)
