@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up .venv and run the checks: ruff, then pytest.
+# Set up .venv and run the checks: ruff, mypy, the import contracts, then pytest.
 #
 #   bash run_tests.sh [--quick] [PYTEST ARGUMENTS]
 #
@@ -17,5 +17,7 @@ if [ "${1:-}" = --quick ]; then
 fi
 ruff check .
 ruff format --check .
+mypy
+PYTHONPATH=. lint-imports --no-cache
 # Most tests start scripts, of one thread each: as many at a time as there are cores, up to four.
 python -m pytest -q -rs -n auto --maxprocesses 4 "${selection[@]}" "$@"

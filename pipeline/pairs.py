@@ -26,18 +26,18 @@ SCHEMA = pa.schema(
 
 
 def write_pairs(path: Path, batches: Iterable[pa.RecordBatch], root: Path) -> None:
-    """Write the pair table, whole; `root`, the folder that image paths are relative to, is kept in its metadata."""
-    schema = SCHEMA.with_metadata({"root": str(root)})
-    with written_whole(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+    """Write the pair table, whole. Its metadata keep `root`, the folder of the image paths, as an absolute path."""
+    schema = SCHEMA.with_metadata({"root": str(root.absolute())})
+    with written_whole(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for batch in batches:
             writer.write_batch(batch.replace_schema_metadata(schema.metadata))
 
 
 def write_articles(path: Path, texts: Iterable[str], batch: int = 1000) -> int:
-    """Write articles of the train split, whole, as a table with `text` and `split`; returns their number."""
+    """Write articles of the train split, whole, as a table with `text` and `split`. Returns their number."""
     schema = pa.schema([field for field in SCHEMA if field.name in ("text", "split")])
     texts, count = iter(texts), 0
-    with written_whole(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+    with written_whole(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         while some := list(itertools.islice(texts, batch)):
             writer.write_batch(pa.record_batch([some, ["train"] * len(some)], schema))
             count += len(some)
@@ -94,5 +94,5 @@ def distinct(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
 
 
 def numbered(column: pa.ChunkedArray) -> np.ndarray:
-    """The numbers of `distinct` alone: millions of values are never Python's objects."""
+    """The numbers of `distinct` alone. Millions of values never become Python objects."""
     return column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Processes that share a step's work: how many, and that none outlives the step."""
+"""Processes that share a step's work. None of them outlives the step."""
 
 import os
 import signal
@@ -19,17 +19,17 @@ def cores() -> int:
 
 
 def process_pool(processes: int | None = None) -> ProcessPoolExecutor:
-    """A pool of so many processes, by default one a core.
+    """A pool of processes, by default one a core.
 
-    They are spawned: forking a process that has threads (Arrow's, tqdm's) can deadlock.
+    They are spawned, because forking a process that has threads (Arrow's, tqdm's) can deadlock.
     """
     return ProcessPoolExecutor(processes or cores(), mp_context=get_context("spawn"), initializer=serve)
 
 
 def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int | None = None) -> Iterator[Any]:
-    """`function` of each item, in order, by a pool; few items wait, where `pool.map` would take them all in at once.
+    """`function` of each item, in order, computed by a pool. At most a few items wait; `pool.map` would read them all.
 
-    With 0 processes this one does the work. Raises UserError where a process was killed.
+    With 0 processes this process does the work. Raises UserError where a process was killed.
     """
     if processes == 0:
         yield from map(function, items)
@@ -45,17 +45,17 @@ def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int 
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError(
-                "a process that works for this one was killed, as happens where memory runs out; make room and run it "
-                "again: it goes on where it was"
+                "a worker process was killed, perhaps for want of memory; make room and run the command again: it resumes "
+                "where it was"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def serve() -> None:
-    """Make this process one that works for its parent: the parent answers Ctrl-C, and its end is this one's too.
+    """Make this process a worker: it ignores Ctrl-C, which its parent answers, and exits when its parent dies.
 
-    Without that, those whose parent was killed would wait for work for ever, or go on with what nobody will read.
+    A worker whose parent was killed would otherwise wait for work for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
