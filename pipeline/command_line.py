@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import Stopped, UserError
+from pipeline.output import ESCAPED, harden_output
 from pipeline.setting_types import Section
 from pipeline.settings import (
     DEFAULT_CONFIG,
@@ -203,6 +204,7 @@ def run_script(main: Callable[[], object], then: str | None = None) -> None:
 
     `then` is the script, perhaps with arguments, to run next with the settings of this call.
     """
+    harden_output()
     try:
         main()
         if then:
@@ -220,13 +222,10 @@ def run_script(main: Callable[[], object], then: str | None = None) -> None:
                 2, f"torch.compile failed ({reason}); install a C++ compiler such as g++, or leave out training.compile"
             )
         raise
-    except BrokenPipeError:  # the reader of the output has had enough, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except KeyboardInterrupt:
         _end(130, "interrupted")
 
 
 def _end(code: int, message: str) -> NoReturn:
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: {message}\n")
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {message.translate(ESCAPED)}\n")
     sys.exit(code)

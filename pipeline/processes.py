@@ -27,7 +27,7 @@ def process_pool(processes: int | None = None) -> ProcessPoolExecutor:
 
 
 def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int | None = None) -> Iterator[Any]:
-    """`function` of each item, in order, computed by a pool. At most a few items wait; `pool.map` would read them all.
+    """`function` of each item, in order, computed by a pool. Few items wait; `pool.map` would read all.
 
     With 0 processes this process does the work. Raises UserError where a process was killed.
     """
