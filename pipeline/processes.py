@@ -45,7 +45,7 @@ def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int 
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError(
-                "a worker process was killed, perhaps for want of memory; make room and run the command again: it resumes "
+                "a worker process was killed, perhaps for want of memory; make room and run it again: it resumes "
                 "where it was"
             ) from None
         finally:
