@@ -2,63 +2,56 @@
 
     python prepare_dataset.py [--config FILE.yaml] [--dataset.source openclipart|coco|manifest|...] ...
 
-In: the published files (dataset.source says in which layout, dataset.root where; see sources.py).
-Out: WORK/pairs.parquet, one row a pair with its split, in the published order; WORK/rejected.jsonl, every published
-row that was left out and why; WORK/articles.parquet where the dataset has articles beside the pairs' texts;
-WORK/prepare_dataset.json with the counts. Left out are rows that are broken or whose
-image is missing or unreadable, repeated rows, and, where no splits are published, texts that nearly repeat another one.
+In: the published files. dataset.source names their format, dataset.root their folder.
+Out, in WORK:
+
+- pairs.parquet: one row a pair with its split, in the published order,
+- rejected.jsonl: every published row that is left out, and why,
+- articles.parquet: articles to train Doc2Vec on, where the dataset has some,
+- prepare_dataset.json: the counts.
+
+Left out are
+
+- broken rows, and rows whose image is missing or unreadable,
+- repeated rows,
+- texts that nearly repeat another one, where no splits are published.
 """
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from images.files import check_images
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.errors import UserError
-from pipeline.files import written_whole
-from pipeline.pairs import SCHEMA, SPLITS, distinct, numbered, write_articles, write_pairs
-from pipeline.settings import Settings, is_unicode
+from pipeline.pairs import SPLITS, distinct, write_articles, write_pairs
+from pipeline.registry import READERS
 from pipeline.steps import PREPARE, is_up_to_date, making
-from readers import SOURCES
-from readers.published import LINK, Row
-from text_space.near_duplicates import near_duplicates
-
-# The published table: all rows, those to be rejected included, so that a row's position says which one it was.
-PUBLISHED = pa.schema([(name, pa.string()) for name in "label image_path text image_id category split".split()])
-
-
-LONGEST = 1_000_000
-"""Characters of a text that is kept, about those of a long novel: a longer one is a dump of a database."""
-CHARACTERS_AT_A_TIME = 100_000_000
-"""Characters of the rows that are stored at a time; a column of Arrow's holds 2^31 bytes."""
-
-FEWEST_IMAGES = 2
-"""Images that val and test need: a query's pair is told from those of other images."""
-
-
-class Rejection(NamedTuple):
-    """Why a row is left out; rows are counted by `kind`."""
-
-    kind: str
-    detail: str
-
-    def __str__(self) -> str:
-        return self.kind + ("" if not self.detail else " " if self.detail.startswith("of ") else ": ") + self.detail
+from pipeline.work import Work
+from readers.selection import (
+    FEWEST_IMAGES,
+    Rejection,
+    assign_splits,
+    conflicting_images,
+    is_in_split,
+    near_duplicate_texts,
+    read_table,
+    remaining,
+    repeated_rows,
+    unusable_images,
+    with_splits,
+    without_splits,
+    write_rejected,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
     settings, _, _ = parse_settings(make_parser(__doc__), argv)
-    dataset, work = settings.dataset, settings.work_folder
-    published = SOURCES[dataset.source](settings)
+    dataset, work = settings.dataset, Work(settings.work_folder)
+    published = READERS.load(dataset.source)(dataset, work.published, settings.seed)
     fingerprints = published.fingerprints()
     if is_up_to_date(PREPARE, settings, fingerprints):
         return
@@ -66,255 +59,34 @@ def main(argv: list[str] | None = None) -> None:
     with making(PREPARE, settings, fingerprints) as figures:
         table, rejected = read_table(published.rows(), dataset.min_characters or 0, dataset.follow_links)
         if dataset.new_splits:
-            none = pa.nulls(len(table), pa.string())
-            table = table.set_column(table.column_names.index("split"), "split", none)
-        rejected |= unusable_images(table, rejected, published.root, settings, figures.unfinished)
+            table = without_splits(table)
+
+        rejected |= unusable_images(table, rejected, published.root, dataset, figures.unfinished)
         rejected |= conflicting_images(table, rejected)
         rejected |= repeated_rows(table, rejected)
         has_splits = bool(is_in_split(table, SPLITS)[remaining(table, rejected)].any())
         if dataset.near_duplicates or (dataset.near_duplicates is None and not has_splits):
-            rejected |= near_duplicate_texts(table, rejected, settings, figures.unfinished)
-        write_rejected(work / "rejected.jsonl", table, rejected)
+            rejected |= near_duplicate_texts(table, rejected, dataset, figures.unfinished)
+        write_rejected(work.rejected, table, rejected)
 
         kept = table.filter(pa.array(remaining(table, rejected)))
         image_numbers, image_ids = distinct(kept["image_id"])
-        published_splits = None
-        if has_splits:
-            published_splits = pc.index_in(kept["split"], pa.array(SPLITS)).to_numpy()
-        splits = assign_splits(
-            image_numbers, image_ids, published_splits, settings.seed, dataset.val_share, dataset.test_share
-        )
+        published_splits = pc.index_in(kept["split"], pa.array(SPLITS)).to_numpy() if has_splits else None
+        shares = dataset.val_share, dataset.test_share
+        splits = assign_splits(image_numbers, image_ids, published_splits, settings.seed, *shares)
         figures |= summary(table, rejected, splits, image_numbers)
         print(as_text(figures), flush=True)
         images_of = {name: len(np.unique(image_numbers[splits == number])) for number, name in enumerate(SPLITS)}
-        demand_all_splits(figures, images_of, work / "rejected.jsonl")
-        write_pairs(work / "pairs.parquet", with_splits(kept, splits), published.root)
+        demand_all_splits(figures, images_of, work.rejected)
+
+        write_pairs(work.pairs, with_splits(kept, splits), published.root)
         if published.articles:
             articles = tqdm(published.articles(), desc="articles", unit="article", disable=None)
-            figures["articles"] = write_articles(work / "articles.parquet", articles)
+            figures["articles"] = write_articles(work.articles, articles)
             print(f"{figures['articles']:,} articles of train to train Doc2Vec on (doc2vec.train_on articles)")
 
 
-# Reading
-
-
-def read_table(
-    rows: Iterable[Row], min_characters: int = 0, follow_links: bool = False, chunk: int = 20_000
-) -> tuple[pa.Table, dict[int, Rejection]]:
-    """All published rows as a table (PUBLISHED), and by position those that the reader rejects or that have no text.
-
-    A text of fewer than `min_characters` is rejected too; an image to which a link leads out of the root is not where
-    `follow_links` allows it.
-    """
-    rejected: dict[int, Rejection] = {}
-    batches = []
-    waiting: list[tuple[str | None, ...]] = []
-    characters = 0
-
-    def store() -> None:
-        columns = zip(*waiting, strict=True) if waiting else [()] * len(PUBLISHED)
-        batches.append(pa.record_batch([pa.array(column, pa.string()) for column in columns], PUBLISHED))
-        waiting.clear()
-
-    for position, row in enumerate(tqdm(rows, desc="reading", unit="row", disable=None)):
-        values = (row.label, row.image, row.text.strip(), row.image_id or row.image, row.category, row.split)
-        if row.rejected and not (follow_links and row.rejected[0] == LINK):
-            rejected[position] = Rejection(*row.rejected)
-        elif not values[2]:
-            rejected[position] = Rejection("empty text", "")
-        elif len(values[2]) < min_characters:
-            rejected[position] = Rejection("short text", f"{len(values[2])} characters of {min_characters}")
-        if not all(value is None or value.isascii() or is_unicode(value) for value in values):
-            rejected.setdefault(position, Rejection("bad row", "is not UTF-8"))
-            values = tuple(value and value.encode(errors="replace").decode() for value in values)
-        if any(len(value or "") > LONGEST for value in values):
-            rejected.setdefault(position, Rejection("long text", f"of more than {LONGEST:,} characters"))
-            values = tuple(value and value[:LONGEST] for value in values)
-            values = (*values[:2], "", *values[3:])
-        waiting.append(values)
-        characters += sum(len(value or "") for value in values)
-        if len(waiting) == chunk or characters > CHARACTERS_AT_A_TIME:
-            store()
-            characters = 0
-    store()
-    return pa.Table.from_batches(batches), rejected
-
-
-def remaining(table: pa.Table, rejected: dict[int, Rejection]) -> np.ndarray:
-    """Which rows of the published table are not rejected (yet), bool."""
-    mask = np.ones(len(table), bool)
-    mask[list(rejected)] = False
-    return mask
-
-
-# What is left out
-
-
-def unusable_images(
-    table: pa.Table, rejected: dict[int, Rejection], root: Path, settings: Settings, unfinished: Path
-) -> dict[int, Rejection]:
-    """Rows whose image is missing or cannot be read. Each image is looked at once, whatever the number of its rows.
-
-    What was found of which images is kept in the folder `unfinished`.
-    """
-    left = remaining(table, rejected)
-    names = pc.unique(table["image_path"].filter(pa.array(left))).to_pylist()
-    decode = settings.dataset.check_images == "decode"
-    try:
-        wrong = check_images(root, names, decode, settings.dataset.max_pixels, unfinished / "images.jsonl")
-    except MemoryError as error:
-        raise UserError(f"not enough memory to check the images ({error}); lower dataset.max_pixels") from None
-    affected = pc.is_in(table["image_path"], pa.array(list(wrong), pa.string())).to_numpy(zero_copy_only=False) & left
-    paths = table["image_path"].filter(pa.array(affected)).to_pylist()
-    return {
-        position: Rejection(wrong[path].kind, str(wrong[path]))
-        for position, path in zip(np.flatnonzero(affected).tolist(), paths, strict=True)
-    }
-
-
-def conflicting_images(table: pa.Table, rejected: dict[int, Rejection]) -> dict[int, Rejection]:
-    """Rows that say of an image what other rows deny.
-
-    The first row of an image_id says which file it is, and the first row of a file which image_id; rows that say
-    otherwise are rejected. So is a train row whose image is also published in val or test: nothing is tested on what
-    was trained on.
-    Raises UserError where an image is in val and in test: no published val or test row is left out for another's sake.
-    """
-    rows = np.flatnonzero(remaining(table, rejected))
-    some = table.drop_columns(["text"]).take(rows)
-    images, image_ids = distinct(some["image_id"])
-    found: dict[int, Rejection] = {}
-
-    paths = numbered(some["image_path"])
-    for these, those, kind in (
-        (images, paths, "image_id of another image"),
-        (paths, images, "image of another image_id"),
-    ):
-        first = np.unique(these, return_index=True)[1][these]
-        for row in np.flatnonzero(those != those[first]).tolist():
-            other = some.slice(first[row], 1).to_pylist()[0]
-            detail = f"{other['label']} says that {other['image_id']} is {other['image_path']}"
-            found.setdefault(int(rows[row]), Rejection(kind, detail))
-
-    splits = pc.index_in(some["split"], pa.array(SPLITS)).to_numpy(zero_copy_only=False)
-    row_of = np.full((len(SPLITS), len(image_ids)), -1)  # one row of each image in each split
-    for split in range(len(SPLITS)):
-        members = np.flatnonzero(splits == split)[::-1]
-        row_of[split, images[members]] = members
-    _, val, test = row_of
-    if len(both := np.flatnonzero((val >= 0) & (test >= 0))):
-        labels = some["label"].take([val[both[0]], test[both[0]]]).to_pylist()
-        raise UserError(
-            f"the image {image_ids[both[0]]} is published in val ({labels[0]}) and in test ({labels[1]}): "
-            "a split must not part an image's rows"
-        )
-    held_out = np.maximum(val, test)
-    for row in np.flatnonzero((splits == SPLITS.index("train")) & (held_out[images] >= 0)).tolist():
-        other = some.slice(held_out[images[row]], 1).to_pylist()[0]
-        detail = f"{image_ids[images[row]]} is in {other['split']} too ({other['label']})"
-        found.setdefault(int(rows[row]), Rejection("image of another split", detail))
-    return found
-
-
-def repeated_rows(table: pa.Table, rejected: dict[int, Rejection]) -> dict[int, Rejection]:
-    """Rows with the image and the text of an earlier row; those of a published val or test split stay as they are."""
-    images = numbered(table["image_id"])
-    left = remaining(table, rejected)
-    several = np.bincount(images[left], minlength=len(images)) > 1  # by image
-    held_out = is_in_split(table, ("val", "test"))
-    found: dict[int, Rejection] = {}
-    seen: dict[tuple[int, bytes], int] = {}  # digests in place of texts: those of COCO would take a gigabyte
-    for row, text in _of_rows(table, np.flatnonzero(left & several[images]), "text"):
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        kept = seen.setdefault((int(images[row]), digest), row)
-        if kept != row and not held_out[row]:
-            found[row] = Rejection("duplicate", f"of {table['label'][kept].as_py()}")
-    return found
-
-
-def near_duplicate_texts(
-    table: pa.Table, rejected: dict[int, Rejection], settings: Settings, unfinished: Path
-) -> dict[int, Rejection]:
-    """Rows whose text nearly repeats an earlier one's, or one's in a published val or test split, which stay."""
-    rows = np.flatnonzero(remaining(table, rejected))
-    images = numbered(table["image_id"])
-    held_out = is_in_split(table, ("val", "test"))
-    texts = (text for _, text in _of_rows(table, rows, "text"))
-    threshold, language = settings.dataset.near_duplicate_threshold, settings.dataset.language
-    repeats = near_duplicates(texts, images[rows], held_out[rows], threshold, language, unfinished)
-    labels = table["label"].take(rows[list(repeats.values())]).to_pylist()
-    return {
-        int(rows[row]): Rejection("near-duplicate", f"of {label}") for row, label in zip(repeats, labels, strict=True)
-    }
-
-
-def is_in_split(table: pa.Table, splits: tuple[str, ...]) -> np.ndarray:
-    """Which rows are in one of these published splits, bool."""
-    return pc.is_in(table["split"], pa.array(splits)).to_numpy(zero_copy_only=False)
-
-
-def _of_rows(table: pa.Table, rows: np.ndarray, *columns: str) -> Iterator[tuple]:
-    """The numbers in `rows` (ascending), each with that row's values in `columns`, a few thousand at a time."""
-    first = 0
-    for batch in table.select(columns).to_batches(max_chunksize=10_000):
-        some = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(batch))]
-        values = batch.take(pa.array(some - first))
-        yield from zip(some.tolist(), *(values[name].to_pylist() for name in columns), strict=True)
-        first += len(batch)
-
-
-def write_rejected(path: Path, table: pa.Table, rejected: dict[int, Rejection]) -> None:
-    """One JSON object a rejected row, in the published order.
-
-    It says where the row stands, its image, the beginning of its text, the kind of reason and the reason.
-    """
-    with written_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
-        for row, label, image, text in _of_rows(table, np.array(sorted(rejected), int), "label", "image_path", "text"):
-            why = rejected[row]
-            record = {"row": label, "image": image, "text": text[:80], "kind": why.kind, "reason": str(why)}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-# Splits
-
-
-def assign_splits(
-    images: np.ndarray,
-    image_ids: list[str],
-    published: np.ndarray | None,
-    seed: int,
-    val_share: float,
-    test_share: float,
-) -> np.ndarray:
-    """The split of every row as a position in SPLITS, int64 (rows,); all rows of an image get the same.
-
-    `images` (rows,) numbers each row's image_id in `image_ids`. `published` (rows,) are the published splits, None
-    where there are none: then val and test get their shares of the images. Where no val is published, it gets its share
-    of the train images. An image's place in the draw depends on nothing but the seed and its id.
-    """
-    splits = np.zeros(len(images), np.int64) if published is None else published.astype(np.int64)
-    if published is not None and (splits == SPLITS.index("val")).any():
-        return splits
-    drawn = np.unique(images[splits == SPLITS.index("train")])
-    draw = [hashlib.blake2b(f"{seed} {image_ids[image]}".encode(), digest_size=8).digest() for image in drawn.tolist()]
-    drawn = drawn[np.argsort(np.array(draw, dtype="S8").view(">u8"), kind="stable")]
-    split_of = np.full(len(image_ids), -1)
-    val = max(FEWEST_IMAGES, round(len(drawn) * val_share))
-    split_of[drawn[:val]] = SPLITS.index("val")
-    if published is None:
-        test = max(FEWEST_IMAGES, round(len(drawn) * test_share))
-        split_of[drawn[val : val + test]] = SPLITS.index("test")
-    return np.where(split_of[images] >= 0, split_of[images], splits)
-
-
-def with_splits(table: pa.Table, splits: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """The kept rows as batches of the pair table."""
-    names = pa.array(SPLITS).take(pa.array(splits))
-    table = table.set_column(table.column_names.index("split"), "split", names).select(SCHEMA.names)
-    yield from table.cast(SCHEMA).to_batches(max_chunksize=20_000)
-
-
-# What came of it
+# What is printed
 
 
 def summary(
@@ -341,23 +113,22 @@ def as_text(figures: dict) -> str:
 
 
 def demand_all_splits(figures: dict, images: dict[str, int], rejected: Path) -> None:
-    """Raise UserError where there is nothing to train on, to validate on or to test on, and say where the rows went.
+    """Raise UserError where a split has too little to train, validate or test on, and say where the rows went.
 
     `images` counts the images of each split.
     """
     empty = [name for name, count in figures["splits"].items() if not count]
     if not figures["published"]:
-        raise UserError("the published files hold no rows; check dataset.root and dataset.manifest")
+        raise UserError("the published files hold no rows; check --dataset.root and --dataset.manifest")
     lonely = [name for name in ("val", "test") if images[name] < FEWEST_IMAGES]
     if empty or lonely:
         what = f"no rows for {' and '.join(empty)}"
         if not empty:
             what = f"fewer than {FEWEST_IMAGES} images for {' and '.join(lonely)}"
-        counts = ", ".join(f"{count} {kind}" for kind, count in figures["rejected"].items()) or "none"
-        raise UserError(
-            f"{what}: of {figures['published']} published rows {figures['kept']} are left, "
-            f"rejected were: {counts} ({rejected} names each)"
-        )
+        counts = ", ".join(f"{count} {kind}" for kind, count in figures["rejected"].items())
+        left = f"of {figures['published']} published rows {figures['kept']} are left"
+        where = f" ({rejected} names each)" if counts else "; more pairs are needed"
+        raise UserError(f"{what}: {left}, rejected were: {counts or 'none'}{where}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
 from pipeline.pairs import distinct, read_pairs, rows_of_split
 from pipeline.settings import Settings, flatten
+from pipeline.work import Work
 from readers.openclipart import openclipart
 from reporting import tables
 from reporting.tables import OF_THE_PAPER, TABLES, Method
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     shared = without(argv, {"--seeds": 1, "--out": 1, "--seed": 1, "--work": 1, **own})
 
     if settings.dataset.source == "openclipart" and not settings.dataset.root:
-        shared += ["--dataset.root", str(openclipart(settings).root)]  # fetched once, for all seeds
+        published = openclipart(settings.dataset, Work(settings.work_folder).published, settings.seed)
+        shared += ["--dataset.root", str(published.root)]  # fetched once, for all seeds
 
     wanted = [TABLES[number] for number in arguments.tables]
     methods = list(dict.fromkeys(method for table in wanted for group in table.groups for method in group))

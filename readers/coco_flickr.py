@@ -7,23 +7,24 @@ splits (CVPR 2015) as `dataset_coco.json`, `dataset_flickr30k.json` and `dataset
 The captions of an image are rows with one image_id. All of them are read, COCO's four to seven too.
 """
 
-import csv
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.settings import Dataset
+from readers.delimited import names_an_image, read_records
 from readers.published import (
     LONGEST_LINE,
     TOO_LONG,
     Published,
     Row,
+    checked,
     files_below,
     given_root,
-    inside,
+    is_system_file,
     lines_of,
     look_for,
     read_published_json,
@@ -31,25 +32,25 @@ from readers.published import (
 
 KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/ (caption_datasets.zip)"
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-"""restval is the part of COCO's val2014 that Karpathy left out of val and test; since VSE++ it belongs to train."""
+"""restval is the part of COCO's val2014 in neither val nor test. Since VSE++ it belongs to train."""
 
 
-def karpathy_file(settings: Settings, root: Path, *names: str) -> Path | None:
-    """The file of Karpathy's split, None where it is not wanted, or not there and not asked for.
+def karpathy_file(wanted: bool | None, root: Path, *names: str) -> Path | None:
+    """The file of Karpathy's split, by dataset.karpathy_split: `wanted` None takes it where it exists.
 
-    Raises UserError where dataset.karpathy_split is true and there is none.
+    Raises UserError where it is wanted and missing.
     """
     places = [folder + name for name in names for folder in ("", "karpathy/", "annotations/", "caption_datasets/")]
-    if settings.dataset.karpathy_split:
+    if wanted:
         return look_for(root, places, "file of Karpathy's split", KARPATHY)
     there = (root / place for place in places if (root / place).is_file())
-    return next(there, None) if settings.dataset.karpathy_split is None else None
+    return next(there, None) if wanted is None else None
 
 
 def read_karpathy(path: Path, root: Path, image_of: Callable[[dict[str, Any]], str]) -> Iterator[Row]:
     """Rows of one of Karpathy's files: `images`, each with `split`, and `sentences` with `raw` and `sentid`.
 
-    `image_of` says where the image of an entry lies, relative to `root`. Raises UserError where the file is another.
+    `image_of` gives the path of an entry's image, relative to `root`. Raises UserError where the file is another.
     """
     content = read_published_json(path)
     number = 0
@@ -61,7 +62,7 @@ def read_karpathy(path: Path, root: Path, image_of: Callable[[dict[str, Any]], s
             image_id = str(entry.get("cocoid", entry["filename"]))
             for sentence in entry["sentences"]:
                 label = f"{path.name} sentence {sentence['sentid']}"
-                yield inside(root, Row(label, image, sentence["raw"], image_id, split=KARPATHY_SPLITS[split]))
+                yield checked(root, Row(label, image, sentence["raw"], image_id, split=KARPATHY_SPLITS[split]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is none of Karpathy's files (image {number}: {error!r}); see {KARPATHY}") from None
 
@@ -72,36 +73,42 @@ COCO = "https://cocodataset.org/#download"
 COCO_FOLDERS = ("train2017", "val2017", "train2014", "val2014")
 
 
-def coco(settings: Settings) -> Published:
+def coco(dataset: Dataset, published_folder: Path, seed: int) -> Published:
     """COCO's images with their captions.
 
-    With Karpathy's `dataset_coco.json` its splits and captions are taken, and nothing else is needed but the images, of
-    2014 or of 2017 (the same images under other names). Without it, `captions_train2017.json` is the train split and
-    `captions_val2017.json` the test split, for COCO publishes no captions of its own test images. dataset.root holds
-    these files, or annotations/ with them, and the folders of images, or images/ with them.
+    With Karpathy's `dataset_coco.json`, splits and captions are his. Only the images are needed besides, of 2014 or of
+    2017: they are the same under other names. Without it, `captions_train2017.json` is the train split and
+    `captions_val2017.json` the test split: COCO publishes no captions of its test images.
+
+    dataset.root holds these files, or annotations/ with them, and the folders of images, or images/ with them.
     Raises UserError where one of these is missing.
     """
-    root = given_root(settings)
+    root = given_root(dataset, COCO)
     folders = {name: place for name in COCO_FOLDERS for place in (name, f"images/{name}") if (root / place).is_dir()}
-    karpathy = karpathy_file(settings, root, "dataset_coco.json")
+    karpathy = karpathy_file(dataset.karpathy_split, root, "dataset_coco.json")
     if karpathy:
         if not folders:
             wanted = [*COCO_FOLDERS, *(f"images/{name}" for name in COCO_FOLDERS)]
             look_for(root, wanted, "folder of COCO's images", COCO)
-        rows, lists = lambda: read_karpathy(karpathy, root, _coco_image(root, folders)), (karpathy,)
-    else:
-        parts = {}
-        for name, split in (("train2017", "train"), ("val2017", "test")):
-            file = f"captions_{name}.json"
-            captions = look_for(root, (f"annotations/{file}", file), f"captions of {name}", COCO)
-            look_for(root, (name, f"images/{name}"), f"images of {name}", COCO)
-            parts[captions] = (folders[name], split)
-        rows, lists = lambda: read_coco_captions(root, parts), tuple(parts)
-    return Published(root, rows, lists, lambda: files_below(root, *folders.values()))
+        return Published(
+            root,
+            lambda: read_karpathy(karpathy, root, _coco_image(root, folders)),
+            (karpathy,),
+            lambda: files_below(root, *folders.values()),
+        )
+    parts = {}
+    for name, split in (("train2017", "train"), ("val2017", "test")):
+        file = f"captions_{name}.json"
+        captions = look_for(root, (f"annotations/{file}", file), f"captions of {name}", COCO)
+        look_for(root, (name, f"images/{name}"), f"images of {name}", COCO)
+        parts[captions] = (folders[name], split)
+    return Published(
+        root, lambda: read_coco_captions(root, parts), tuple(parts), lambda: files_below(root, *folders.values())
+    )
 
 
 def _coco_image(root: Path, folders: dict[str, str]) -> Callable[[dict[str, Any]], str]:
-    """Where the image of an entry of dataset_coco.json lies: `filepath` is its folder of 2014, `cocoid` its number."""
+    """Paths of the images of entries: `filepath` is the folder of 2014, `cocoid` the number in names of 2017."""
     in_val = set(os.listdir(root / folders["val2017"])) if "val2017" in folders else set()
 
     def image_of(entry: dict[str, Any]) -> str:
@@ -115,7 +122,7 @@ def _coco_image(root: Path, folders: dict[str, str]) -> Callable[[dict[str, Any]
 
 
 def read_coco_captions(root: Path, parts: dict[Path, tuple[str, str]]) -> Iterator[Row]:
-    """Rows of COCO's caption files; `parts` maps each to its folder of images and its split.
+    """Rows of COCO's caption files. `parts` maps each to its folder of images and its split.
 
     A file holds `images` (`id`, `file_name`) and `annotations` (`id`, `image_id`, `caption`).
     """
@@ -130,7 +137,7 @@ def read_coco_captions(root: Path, parts: dict[Path, tuple[str, str]]) -> Iterat
                     yield Row(label, split=split, rejected=("bad row", f"there is no image {number} in {path.name}"))
                     continue
                 image = f"{folder}/{names[number]}"
-                yield inside(root, Row(label, image, annotation["caption"], str(number), split=split))
+                yield checked(root, Row(label, image, annotation["caption"], str(number), split=split))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no file of COCO captions ({error!r}); fetch it from {COCO}") from None
 
@@ -150,36 +157,44 @@ FLICKR8K_LISTS = {
 }
 
 
-def flickr30k(settings: Settings) -> Published:
+def flickr30k(dataset: Dataset, published_folder: Path, seed: int) -> Published:
     """Flickr30K or Flickr8K: five captions an image.
 
-    With Karpathy's `dataset_flickr30k.json` or `dataset_flickr8k.json` its splits and captions are taken. Without it,
-    the captions are read from `results.csv`, `results_20130124.token`, `Flickr8k.token.txt` or `captions.txt`; the
-    splits are Flickr8K's own lists where they lie there, else none is published. dataset.root holds these files, or a
-    folder named as the archive with them, and the folder of images.
+    With Karpathy's `dataset_flickr30k.json` or `dataset_flickr8k.json`, splits and captions are his. Without it,
+    captions are read from `results.csv`, `results_20130124.token`, `Flickr8k.token.txt` or `captions.txt`. Splits are
+    then Flickr8K's lists beside that file, or are drawn.
+
+    dataset.root holds these files, or a folder named as the archive with them, and the folder of images.
     Raises UserError where one of these is missing.
     """
-    root = given_root(settings)
+    root = given_root(dataset, FLICKR)
     folder = _flickr_images(root)
-    karpathy = karpathy_file(settings, root, "dataset_flickr30k.json", "dataset_flickr8k.json")
+    names = "dataset_flickr30k.json", "dataset_flickr8k.json"
+    karpathy = karpathy_file(dataset.karpathy_split, root, *names)
+
+    def images() -> Iterator[str]:
+        return (name for name in files_below(root, folder) if name.endswith(".jpg"))
+
     if karpathy:
-        rows, lists = lambda: read_karpathy(karpathy, root, lambda entry: f"{folder}{entry['filename']}"), (karpathy,)
-    else:
-        places = [place + name for place in ("", "flickr30k_images/", "Flickr8k_text/") for name in FLICKR_CAPTIONS]
-        captions = look_for(root, places, "captions", FLICKR)
-        published = [captions.parent / name for name in FLICKR8K_LISTS.values()]
-        published = published if all(path.is_file() for path in published) else []
-        rows, lists = lambda: read_flickr(captions, published, root, folder), (captions, *published)
-    return Published(root, rows, lists, lambda: (name for name in files_below(root, folder) if name.endswith(".jpg")))
+
+        def image_of(entry: dict[str, Any]) -> str:
+            return f"{folder}{entry['filename']}"
+
+        return Published(root, lambda: read_karpathy(karpathy, root, image_of), (karpathy,), images)
+    places = [place + name for place in ("", "flickr30k_images/", "Flickr8k_text/") for name in FLICKR_CAPTIONS]
+    captions = look_for(root, places, "captions", FLICKR)
+    lists = [captions.parent / name for name in FLICKR8K_LISTS.values()]
+    lists = lists if all(path.is_file() for path in lists) else []
+    return Published(root, lambda: read_flickr(captions, lists, root, folder), (captions, *lists), images)
 
 
 def _flickr_images(root: Path) -> str:
-    """The folder of JPEG images, relative to `root` and with a slash at the end; "" is the root itself."""
+    """The folder of JPEG images, relative to `root` and with a slash at the end. "" is the root itself."""
     nested = [f"{outer}/{inner}" for outer in FLICKR_IMAGES for inner in FLICKR_IMAGES]
     for name in (*FLICKR_IMAGES, *nested, "."):
         if (root / name).is_dir():
             with os.scandir(root / name) as found:
-                if any(entry.name.endswith(".jpg") for entry in found):
+                if any(entry.name.endswith(".jpg") and not is_system_file(entry.name) for entry in found):
                     return "" if name == "." else f"{name}/"
     wanted = [f"{name}/*.jpg" for name in FLICKR_IMAGES]
     look_for(root, wanted, "folder of Flickr's images", FLICKR)
@@ -187,9 +202,9 @@ def _flickr_images(root: Path) -> str:
 
 
 def read_flickr(captions: Path, lists: list[Path], root: Path, folder: str) -> Iterator[Row]:
-    """Rows of a file of captions; `lists` are Flickr8K's train, dev and test images, or empty.
+    """Rows of a file of captions. `lists` are Flickr8K's train, dev and test images, or empty.
 
-    Where there are such lists, an image in none of them is left out, as Flickr8K's owners do.
+    With lists, an image in none of them is rejected, as Flickr8K's owners do.
     """
     splits: dict[str, str] = {}
     for split, path in zip(FLICKR8K_LISTS, lists, strict=False):
@@ -203,54 +218,63 @@ def read_flickr(captions: Path, lists: list[Path], root: Path, folder: str) -> I
         if splits and row.split is None:
             yield Row(label, folder + image, text, image, rejected=("in no split", f"{image} is in none of the lists"))
         else:
-            yield inside(root, row)
+            yield checked(root, row)
 
 
 def _flickr_captions(path: Path) -> Iterator[tuple[int, str | None, str]]:
-    """Line number, image and caption of each line; image None and what is wrong where a line cannot be read.
+    """Line number, image and caption of each line. Image None: the line cannot be read, and the text says why.
 
-    `.token` and `.token.txt` have lines of image#number, a tab and the caption. `results.csv` has a header and
-    image| number| caption, and one line (2199200615.jpg, 4) without its second bar. `captions.txt` has a header and
-    image,caption or image,number,caption.
+    - `.token` and `.token.txt` have lines of image#number, a tab and the caption.
+    - `results.csv` has a header and lines of image| number| caption. One line (2199200615.jpg, 4) has one bar only.
+    - `captions.txt` has a header and lines of image,caption or image,number,caption.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if ".token" in path.name:
-                for number, line in lines_of(file):
-                    if line is None:
-                        yield number, None, TOO_LONG
-                        continue
-                    key, tab, text = line.rstrip("\r\n").partition("\t")
-                    image, mark, _ = key.rpartition("#")
-                    if tab and mark:
-                        yield number, image, text
-                    elif line.strip():
-                        yield number, None, f"is not image#number, tab, caption: {line.strip():.60}"
+                yield from _read_token(file)
                 return
             header = file.readline(LONGEST_LINE).strip()
-            bars = "|" in header
-            columns = [name.strip() for name in header.split("|" if bars else ",")]
+            columns = [name.strip() for name in header.split("|" if "|" in header else ",")]
             if columns[0] not in ("image", "image_name") or columns[-1] not in ("caption", "comment"):
                 raise UserError(f"{path} begins with {header!r:.60} and not with image_name| comment_number| comment")
-            if bars:
-                for number, line in lines_of(file):
-                    number += 1
-                    if line is None:
-                        yield number, None, TOO_LONG
-                        continue
-                    found = re.match(r"([^|]+)\|\s*\d+\s*(?:\||\s)\s*(.*)", line.strip())
-                    if found:
-                        yield number, found[1].strip(), found[2]
-                    elif line.strip():
-                        yield number, None, f"is not image| number| caption: {line.strip():.60}"
-                return
-            reader = csv.reader(file)
-            for fields in reader:
-                number = reader.line_num + 1
-                if len(fields) < len(columns):
-                    if fields:
-                        yield number, None, f"has {len(fields)} fields and not {len(columns)}"
-                else:  # a caption whose commas are not quoted has more
-                    yield number, fields[0], ",".join(fields[len(columns) - 1 :])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            yield from _read_bars(file) if "|" in header else _read_commas(path, file, len(columns))
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}; fetch it again from {FLICKR}") from None
+
+
+def _read_token(file: TextIO) -> Iterator[tuple[int, str | None, str]]:
+    for number, line in lines_of(file):
+        key, tab, text = (line or "").rstrip("\r\n").partition("\t")
+        image, mark, _ = key.rpartition("#")
+        if line is None:
+            yield number, None, TOO_LONG
+        elif tab and mark:
+            yield number, image, text
+        elif line.strip():
+            yield number, None, f"is not image#number, tab, caption: {line.strip():.60}"
+
+
+def _read_bars(file: TextIO) -> Iterator[tuple[int, str | None, str]]:
+    for number, line in lines_of(file):
+        found = re.match(r"([^|]+)\|\s*\d+\s*(?:\||\s)\s*(.*)", (line or "").strip())
+        if line is None:
+            yield number + 1, None, TOO_LONG
+        elif found:
+            yield number + 1, found[1].strip(), found[2]
+        elif line.strip():
+            yield number + 1, None, f"is not image| number| caption: {line.strip():.60}"
+
+
+def _read_commas(path: Path, file: TextIO, columns: int) -> Iterator[tuple[int, str | None, str]]:
+    """A caption whose commas are not quoted has more fields than the header: they are joined again."""
+
+    def is_row(fields: list[str]) -> bool:
+        return len(fields) >= columns and names_an_image(fields[0])
+
+    for number, fields in read_records(path, file, ",", is_row, first_line=2, strict=False):
+        if isinstance(fields, str):
+            yield number, None, fields
+        elif len(fields) >= columns:
+            yield number, fields[0], ",".join(fields[columns - 1 :])
+        elif fields:
+            yield number, None, f"has {len(fields)} fields and not {columns}"

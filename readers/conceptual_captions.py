@@ -20,8 +20,18 @@ from tqdm import tqdm
 from images.tar_members import leads_out, members, without_place
 from pipeline.errors import UserError
 from pipeline.processes import process_pool
-from pipeline.settings import Settings
-from readers.published import TOO_LONG, Published, Row, files_below, given_root, inside, lines_of, look_for
+from pipeline.settings import Dataset
+from readers.published import (
+    TOO_LONG,
+    Published,
+    Row,
+    checked,
+    files_below,
+    given_root,
+    is_system_file,
+    lines_of,
+    look_for,
+)
 
 CONCEPTUAL_CAPTIONS = "https://ai.google.com/research/ConceptualCaptions/download"
 IMG2DATASET = "https://github.com/rom1504/img2dataset (dataset_examples/cc3m.md)"
@@ -38,35 +48,36 @@ SHARDS_WORTH_A_PROCESS = 4
 LONGEST_RECORD = 10_000_000  # bytes of an image's .json
 
 
-def conceptual_captions(settings: Settings) -> Published:
+def conceptual_captions(dataset: Dataset, published_folder: Path, seed: int) -> Published:
     """Conceptual Captions: the two TSVs, and a folder for each that img2dataset wrote.
 
     dataset.root holds `Train_GCC-training.tsv` and `Validation_GCC-1.1.0-Validation.tsv` (caption, tab, address) and
     the folders train/ and val/. In these lie shards, NNNNN.tar or a folder NNNNN/ of files each, and their metadata,
     NNNNN.parquet (without it, the .json of each image is read). Raises UserError where one of these is missing.
     """
-    root = given_root(settings)
+    root = given_root(dataset, f"{CONCEPTUAL_CAPTIONS}; images with {IMG2DATASET}")
     parts = {}
     for split, (name, folders) in PARTS.items():
         captions = look_for(root, (name,), f"captions to {split} on", CONCEPTUAL_CAPTIONS)
         folder = look_for(root, folders, f"folder with the images of {name}", IMG2DATASET)
         if not _shards(folder):
-            found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+            names = sorted(path.name for path in folder.iterdir() if not is_system_file(path.name))
+            found = ", ".join(names[:5]) or "nothing"
             raise UserError(
                 f"{folder} holds no shards: looked for NNNNN.tar or NNNNN/, found {found}; see {IMG2DATASET}"
             )
         parts[split] = (captions, folder)
-    folders = [folder.name for _, folder in parts.values()]
+    images = [folder.name for _, folder in parts.values()]
     return Published(
         root,
         lambda: read_conceptual_captions(root, parts),
         tuple(captions for captions, _ in parts.values()),
-        lambda: files_below(root, *folders),
+        lambda: files_below(root, *images),
     )
 
 
 def read_conceptual_captions(root: Path, parts: dict[str, tuple[Path, Path]]) -> Iterator[Row]:
-    """Rows of the TSVs, in their order; `parts` maps each split to its TSV and its folder of images.
+    """Rows of the TSVs, in their order. `parts` maps each split to its TSV and its folder of images.
 
     A row whose image was not downloaded is rejected. Rows with the same address are texts of the same image.
     """
@@ -91,7 +102,7 @@ def read_conceptual_captions(root: Path, parts: dict[str, tuple[Path, Path]]) ->
                                 label, text=record[0], split=split, rejected=("missing file", f"{record[1]} {why}")
                             )
                         else:
-                            yield inside(root, Row(label, image, record[0], without_place(image), split=split))
+                            yield checked(root, Row(label, image, record[0], without_place(image), split=split))
         except OSError as error:
             raise UserError(f"cannot read {captions}: {error.strerror}") from None
 
@@ -100,7 +111,7 @@ def read_conceptual_captions(root: Path, parts: dict[str, tuple[Path, Path]]) ->
 
 
 class Downloads:
-    """Where the images of a folder of shards are, by address: some 60 bytes an image, whatever their number."""
+    """Where the images of a folder of shards are, by address. Takes about 60 bytes an image."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         shards = _shards(folder)
@@ -112,9 +123,10 @@ class Downloads:
                 found.append(part)
                 bar.update()
         keys = np.concatenate([part[0] for part in found])
-        self._order = np.argsort(keys, kind="stable")  # of equal addresses the first download counts
-        self._keys = keys[self._order]
         self._there = np.concatenate([part[1] for part in found])
+        # Of equal addresses the first that was downloaded counts: failed ones may have been fetched again.
+        self._order = np.lexsort((~self._there, keys))
+        self._keys = keys[self._order]
         self._texts = pa.concat_arrays([part[2] for part in found])
 
     def find(self, addresses: list[str]) -> list[tuple[str | None, str]]:
@@ -140,7 +152,8 @@ def _shards(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if (path.suffix == ".tar" and path.is_file()) or (path.name.isdecimal() and path.is_dir())
+        if not is_system_file(path.name)
+        and ((path.suffix == ".tar" and path.is_file()) or (path.name.isdecimal() and path.is_dir()))
     )
 
 
@@ -151,7 +164,7 @@ def _keys(addresses: list[str]) -> np.ndarray:
 
 
 def _of_shard(root: Path, shard: Path) -> tuple[np.ndarray, np.ndarray, pa.Array]:
-    """What a shard holds: keys of addresses (uint64), whether each was downloaded (bool), and its path or why not."""
+    """What a shard holds: keys of addresses (uint64), whether each was downloaded (bool), its path or the reason."""
     paths, addresses = _images_of(root, shard)
     metadata = shard.with_suffix(".parquet") if shard.suffix else shard.with_name(f"{shard.name}.parquet")
     outcomes: dict[str, str] = {}
@@ -165,14 +178,14 @@ def _of_shard(root: Path, shard: Path) -> tuple[np.ndarray, np.ndarray, pa.Array
         for record in table.to_pylist():
             if not isinstance(record["key"], str) or not isinstance(record["url"], str | None):
                 raise UserError(f"{metadata} has a key or url that is no text; it should be as img2dataset wrote it")
-            addresses[record["key"]] = record["url"]
+            addresses[record["key"]] = record["url"] or ""
             if record["status"] != "success":
                 outcomes[record["key"]] = f"was not downloaded ({record['error_message'] or record['status']})"
     texts = [paths.get(key) or outcomes.get(key, "is not in its shard") for key in addresses]
     there = np.array([key in paths for key in addresses], bool)
     # A file's name need not be UTF-8; one that is not leads to no file.
     texts = [text.encode(errors="replace").decode() for text in texts]
-    return _keys([address or "" for address in addresses.values()]), there, pa.array(texts, pa.large_string())
+    return _keys(list(addresses.values())), there, pa.array(texts, pa.large_string())
 
 
 def _images_of(root: Path, shard: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -183,6 +196,8 @@ def _images_of(root: Path, shard: Path) -> tuple[dict[str, str], dict[str, str]]
 
     def take(name: str, path: str, read: Any) -> None:
         key, suffix = Path(name).stem, Path(name).suffix.lower()
+        if is_system_file(Path(name).name):
+            return
         if suffix in IMAGES:
             paths[key] = path
         elif suffix == ".json" and needs_json:
@@ -203,7 +218,7 @@ def _images_of(root: Path, shard: Path) -> tuple[dict[str, str], dict[str, str]]
 
 
 def _read(file: Any, first: int, size: int) -> bytes:
-    """The bytes of a small text in a shard; "" where there are more than a record of img2dataset has."""
+    """The bytes of a small text in a shard. Empty where it is longer than LONGEST_RECORD."""
     if size > LONGEST_RECORD:
         return b""
     file.seek(first)

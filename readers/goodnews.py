@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.settings import Dataset
 from readers.published import (
     Published,
     Row,
+    checked,
     files_below,
     given_root,
-    inside,
     json_members,
     look_for,
     read_published_json,
@@ -19,15 +19,15 @@ from readers.published import (
 
 GOODNEWS = "https://github.com/furkanbiten/GoodNews (Get the data)"
 CAPTIONS = ("captioning_dataset.json", "article_caption.json", "article+caption.json")
-"""The names of one file: what the owners' code reads, and what its download is called."""
+"""Names of one file: in the owners' code, and as it is downloaded."""
 
 
-def goodnews(settings: Settings) -> Published:
+def goodnews(dataset: Dataset, published_folder: Path, seed: int) -> Published:
     """GoodNews: `captioning_dataset.json`, `img_splits.json`, and images/ or resized/ with ARTICLE_NUMBER.jpg.
 
     A row is an image with its caption, in the owners' split. Raises UserError where one of the files is missing.
     """
-    root = given_root(settings)
+    root = given_root(dataset, GOODNEWS)
     captions = look_for(root, [place + name for place in ("", "data/") for name in CAPTIONS], "captions", GOODNEWS)
     splits = look_for(root, ("img_splits.json", "data/img_splits.json"), "splits of the images", GOODNEWS)
     images = look_for(root, ("images", "resized"), "folder of images", GOODNEWS).name
@@ -49,7 +49,7 @@ def _split_of(path: Path) -> dict[str, str]:
 
 
 def _articles(path: Path) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """Id, captions by number of the image, and text of each article, one article at a time."""
+    """Id, captions by image number, and text of each article, one article at a time."""
     for article_id, article in json_members(path):
         try:
             yield article_id, dict(article["images"].items()), article.get("article")
@@ -69,13 +69,13 @@ def read_goodnews(captions: Path, splits: Path, root: Path, images: str) -> Iter
             elif image_id not in split_of:
                 yield Row(label, image, caption, rejected=("in no split", f"{image_id} is not in {splits.name}"))
             else:
-                yield inside(root, Row(label, image, caption, image_id, split=split_of[image_id]))
+                yield checked(root, Row(label, image, caption, image_id, split=split_of[image_id]))
 
 
 def train_articles(captions: Path, splits: Path) -> Iterator[str]:
     """Texts of the articles to train Doc2Vec on: those with images in train and in no other split.
 
-    The owners part images, not articles, so that an article may have images in train and in test.
+    The owners split images, not articles: an article may have images in train and in test.
     """
     split_of = _split_of(splits)
     for article_id, found, text in _articles(captions):

@@ -1,10 +1,11 @@
-"""A manifest: a table of one's own pairs."""
+"""Reader of a manifest: a table of one's own pairs."""
 
 import codecs
-import csv
 import functools
 import itertools
 import json
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -16,16 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.settings import Settings
-from readers.published import (
-    LONGEST_LINE,
-    TOO_LONG,
-    Published,
-    Row,
-    given_root,
-    lines_of,
-    outside,
-)
+from pipeline.settings import Dataset
+from readers.delimited import names_an_image, read_records
+from readers.published import LONGEST_LINE, TOO_LONG, Published, Row, given_root, lines_of, outside, shown
 
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "dev": "val", "valid": "val", "test": "test"}
 
@@ -33,26 +27,28 @@ SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "dev": "val"
 COLUMNS = ("image", "text", "image_id", "category", "split")
 
 
-def manifest(settings: Settings) -> Published:
+def manifest(dataset: Dataset, published_folder: Path, seed: int) -> Published:
     """One's own pairs: CSV, TSV, JSONL or Parquet with columns image and text, optionally image_id, category and split.
 
-    dataset.manifest is its path, as given or relative to dataset.root; image paths are relative to dataset.root, null
-    being the manifest's own folder. Raises UserError where the file, a needed column or the format is missing.
+    dataset.manifest is its path, as given or relative to dataset.root. Image paths are relative to dataset.root, or to
+    the manifest's folder where that is null. Raises UserError where the file or a needed column is missing, and for an
+    unknown format.
     """
-    name = settings.dataset.manifest
+    name = dataset.manifest
     if name is None:
         raise UserError("the source manifest needs dataset.manifest, a CSV, TSV, JSONL or Parquet file of pairs")
-    root = given_root(settings) if settings.dataset.root else None
+    root = given_root(dataset, "your own place: paths of images are relative to it") if dataset.root else None
     path = Path(name) if Path(name).is_file() or root is None else root / name
     if not path.is_file():
         raise UserError(f"dataset.manifest {name} is not there" + (f", nor is {path}" if str(path) != name else ""))
     if path.suffix.lower() not in RECORDS:
         raise UserError(f"dataset.manifest {path} must end in one of {', '.join(RECORDS)}")
     root = root or path.parent
-    return Published(root, lambda: read_manifest(path, root), (path,), lambda: _images_named(path))
+    return Published(root, lambda: read_manifest(path, root), (path,), lambda: images_named(path))
 
 
-def _images_named(path: Path) -> Iterator[str]:
+def images_named(path: Path) -> Iterator[str]:
+    """The image paths in a manifest, as they stand there."""
     for _, record in RECORDS[path.suffix.lower()](path):
         if isinstance(record, dict) and isinstance(record.get("image"), str):
             yield record["image"]
@@ -68,10 +64,11 @@ def read_manifest(path: Path, root: Path) -> Iterator[Row]:
         if isinstance(record, str):
             yield Row(label, rejected=("bad row", record))
             continue
-        values = {name: _as_text(record.get(name)) for name in COLUMNS}
-        wrong = [name for name, value in values.items() if value is None and record.get(name) is not None]
+        given = {name: value for name in COLUMNS if not _is_missing(value := record.get(name))}
+        values = {name: _as_text(name, given.get(name)) for name in COLUMNS}
+        wrong = [name for name in given if values[name] is None]
         if wrong:
-            yield Row(label, rejected=("bad row", f"{wrong[0]} is no text but {record[wrong[0]]!r:.40}"))
+            yield Row(label, rejected=("bad row", f"{wrong[0]} is no text but {shown(given[wrong[0]])}"))
             continue
         split = (values["split"] or "").strip().lower() or None
         if split is not None and split not in SPLIT_NAMES:
@@ -96,15 +93,37 @@ def read_manifest(path: Path, root: Path) -> Iterator[Row]:
             yield row
 
 
-def _as_text(value: Any) -> str | None:
-    """A cell as text; numbers are good enough for ids and categories. None where it is neither."""
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty: table libraries write nan for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+LABELS = ("image_id", "category")
+"""Columns whose values only have to differ: numbers and truth values are good enough."""
+
+
+def _as_text(column: str, value: Any) -> str | None:
+    """A cell as text. None where it is neither text nor a number.
+
+    A table library writes whole numbers as 3.0 where a row has none: in LABELS that is 3, as in the other formats.
+    """
     if isinstance(value, str):
-        return value
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30 else None
+        found = WHOLE_FLOAT.fullmatch(value) if column in LABELS else None
+        return found[1] if found else value
+    if isinstance(value, bool):
+        return str(value) if column in LABELS else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, float) and math.isfinite(value) and column in LABELS:
+        return str(value)
+    return str(value) if isinstance(value, int) and abs(value) < 10**30 else None
+
+
+WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+", re.ASCII)
 
 
 def _open_text(path: Path) -> TextIO:
-    """A UTF-8 file, with or without a byte order mark. What is not UTF-8 stays visible: its row is rejected later."""
+    """A UTF-8 file, with or without a byte order mark. Invalid bytes become surrogates: their row is rejected later."""
     try:
         with path.open("rb") as file:
             if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -125,40 +144,37 @@ def _demand_columns(path: Path, found: Iterable[str]) -> None:
 
 
 def _read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    csv.field_size_limit(10_000_000)
+    header: list[str] = []
+
+    def is_row(fields: list[str]) -> bool:
+        return bool(header) and len(fields) == len(header) and names_an_image(fields[header.index("image")])
+
     with _open_text(path) as file:
-        reader = csv.reader(_short_lines(path, file), delimiter=delimiter, strict=True)
+        records = read_records(path, file, delimiter, is_row)
         try:
-            header = [name.strip() for name in next(reader, [])]
-        except csv.Error as error:
-            raise UserError(f"{path}: its first line cannot be read ({error})") from None
-        _demand_columns(path, header)
-        while True:
-            label = f"line {reader.line_num + 1}"  # a quoted text may go over several lines: this is its first
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                if "unexpected end of data" in str(error):
-                    raise UserError(f"{path} {label}: a quote is opened and never closed") from None
-                yield label, str(error)
-                continue
-            if len(fields) == len(header):
+            _, first = next(records, (1, []))
+        except UserError as error:
+            raise UserError(f"{error}; its first line cannot be read") from None
+        if isinstance(first, str):
+            raise UserError(f"{path}: its first line cannot be read ({first})")
+        names = [name.strip() for name in first]
+        _demand_columns(path, names)
+        header += names
+        for number, fields in records:
+            label = f"line {number}"
+            if isinstance(fields, str):
+                yield label, fields
+            elif len(fields) == len(header):
                 yield label, dict(zip(header, fields, strict=True))
             elif fields:
                 yield label, f"has {len(fields)} fields and not {len(header)} as the first line"
 
 
-def _short_lines(path: Path, file: TextIO) -> Iterator[str]:
-    for number, line in lines_of(file):
-        if line is None:
-            raise UserError(f"{path} line {number} {TOO_LONG}: it is no table")
-        yield line
+MANY_KEYS = 20  # columns that a message may list
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    checked = False
+    keys: dict[str, None] = {}  # of all records: those that write empty fields leave out keys
     with _open_text(path) as file:
         for number, line in lines_of(file):
             if line is None:
@@ -174,10 +190,10 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
             if not isinstance(record, dict):
                 yield f"line {number}", f"is no JSON object: {line.strip():.40}"
                 continue
-            if not checked:
-                _demand_columns(path, record)
-                checked = True
+            keys |= dict.fromkeys(name for name in record if name in COLUMNS or len(keys) < MANY_KEYS)
             yield f"line {number}", record
+    if keys:
+        _demand_columns(path, keys)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
@@ -201,7 +217,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
 
 
 def _python_values(column: pa.Array) -> list[Any]:
-    """A column's values. What is not UTF-8 stays visible, as in `_open_text`, and what is too long is no text."""
+    """A column's values. What is not UTF-8 becomes surrogates, as in `_open_text`. What is too long becomes no text."""
     if not (pa.types.is_dictionary(column.type) and pa.types.is_string(column.type.value_type)):
         return column.to_pylist()
     octets = column.dictionary.cast(pa.binary())
@@ -221,4 +237,4 @@ RECORDS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any] | str]]]]
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
-"""By a manifest's extension: its records in order, each with where it stands, or with what is wrong with it."""
+"""By a manifest's extension: a reader of its records, each with its place, or with what is wrong with it."""

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,18 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.settings import Settings
-from readers.published import OUTSIDE, Published, Row, _unescaped, files_below, given_root, outside
+from pipeline.settings import Dataset
+from readers.published import OUTSIDE, Published, Row, files_below, given_root, outside
+from readers.text_files import unescaped
+from readers.whole_folder import written_whole_folder
 
 PACKAGES = ("openclipart-png", "openclipart-svg")
-
+DEBIAN = "Debian, as the packages openclipart-png and openclipart-svg (https://packages.debian.org)"
 
 LONGEST_METADATA = 100_000  # bytes of an RDF element: title, description and keywords have no more
-
-
 COLLECTION = 10  # a title or description on more drawings than this is the name of a collection
-
-
 PLACEHOLDERS = {"hash", "unsorted", "openclipart", "clipart"}  # keywords set by the site's scripts
 
 
@@ -46,59 +43,61 @@ LICENCE = re.compile(
 )
 
 
-def openclipart(settings: Settings) -> Published:
+def openclipart(dataset: Dataset, published_folder: Path, seed: int) -> Published:
     """The drawings of Open Clip Art 0.18 as Debian ships them, with the texts in the SVG originals' RDF metadata.
 
-    dataset.root is the folder that holds png/ and svg/, or one into which the packages were unpacked; null fetches the
-    packages (150 MB) into WORK/published. Raises UserError where there is neither.
+    dataset.root is the folder that holds png/ and svg/, or one into which the packages were unpacked. Null fetches the
+    packages (150 MB) into `published_folder`. Raises UserError where neither is possible.
     """
-    given = settings.dataset.root
-    top = given_root(settings) if given else settings.work_folder / "published" / "openclipart"
+    given = dataset.root
+    top = given_root(dataset, DEBIAN) if given else published_folder / "openclipart"
     if not given and not top.is_dir():
         _fetch_debian_packages(PACKAGES, top)
     root = top / "usr" / "share" / "openclipart" if (top / "usr").is_dir() else top
     if not ((root / "png").is_dir() and (root / "svg").is_dir()):
         raise UserError(
-            f"{top} holds no folders png and svg; dataset.root must hold them, or be where {' and '.join(PACKAGES)} "
-            "were unpacked with `dpkg -x`"
+            f"{top} holds no folders png and svg: name their folder with --dataset.root, or the one into which "
+            f"{' and '.join(PACKAGES)} were unpacked with `dpkg -x`; published at {DEBIAN}"
         )
     return Published(root, lambda: read_openclipart(root), (), lambda: files_below(root, "png", "svg"))
 
 
 def _fetch_debian_packages(packages: tuple[str, ...], folder: Path) -> None:
-    """Download Debian packages and unpack them into `folder`, which appears whole or not at all; needs no root."""
+    """Download Debian packages and unpack them into `folder`, which appears whole or not at all. Needs no root."""
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise UserError(
-                f"there is no {tool} here to fetch {' and '.join(packages)} with: set dataset.root to their unpacked "
-                "files, or take made-up data with --dataset.source synthetic"
-            )
-
-    def run(*command: str | Path) -> None:
-        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode != 0:
-            said = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-            raise UserError(
-                f"`{command[0]} {command[1]}` failed ({said}); run `apt-get update`, set dataset.root to the unpacked "
-                "packages, or take made-up data with --dataset.source synthetic"
+                f"there is no {tool} here to fetch {' and '.join(packages)} with: name the folder of their unpacked "
+                "files with --dataset.root, or take made-up data with --dataset.source synthetic"
             )
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
+        with written_whole_folder(folder) as new:
             print(f"fetching {' and '.join(packages)} with apt-get", flush=True)
-            run("apt-get", "download", *packages)
-            for package in sorted(Path(scratch).glob("*.deb")):
-                run("dpkg", "-x", package.name, "unpacked")
-            (Path(scratch) / "unpacked").rename(folder)
+            _run(new, "apt-get", "download", *packages)
+            for package in sorted(new.glob("*.deb")):
+                _run(new, "dpkg", "-x", package.name, ".")
+                package.unlink()
     except OSError as error:
         raise UserError(f"cannot fetch {' and '.join(packages)} into {folder}: {error}") from None
+
+
+def _run(folder: Path, *command: str) -> None:
+    """Run a command in `folder`. Raises UserError with the last line that it wrote, where it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
+        raise UserError(
+            f"`{command[0]} {command[1]}` failed ({said}); run `apt-get update`, name the folder of the unpacked "
+            "packages with --dataset.root, or take made-up data with --dataset.source synthetic"
+        )
 
 
 def read_openclipart(root: Path) -> Iterator[Row]:
     """Rows of png/CATEGORY/.../NAME.png with the metadata in svg/CATEGORY/.../NAME.svg, in the order of their names.
 
-    Debian replaces a drawing that is the same as another by a link to it, so what a link leads to is the image.
+    Debian replaces copies of a drawing by links to it: the image of a row is the target of the link.
     """
     real_root = root.resolve()
     drawings: list[tuple[str, Path, _Metadata | None]] = []
@@ -106,7 +105,7 @@ def read_openclipart(root: Path) -> Iterator[Row]:
         if name.endswith(".png"):
             svg = root / "svg" / Path(name).relative_to("png").with_suffix(".svg")
             drawings.append((name, svg, _read_rdf(svg)))
-    # What stands on many drawings describes none of them. Links to one file count once.
+    # A title on many drawings describes none of them. Links to one file count once.
     known = {svg.resolve(): metadata for _, svg, metadata in drawings if metadata is not None}.values()
     times = Counter(metadata.title for metadata in known) + Counter(metadata.description for metadata in known)
     repeated = {text for text, count in times.items() if count > COLLECTION}
@@ -133,12 +132,12 @@ class _Metadata:
 
 
 def _read_rdf(svg: Path) -> _Metadata | None:
-    """Title, description, keywords and creator in an SVG file's RDF metadata (Dublin Core); None where it has none.
+    """Title, description, keywords and creator in an SVG file's RDF metadata (Dublin Core). None where it has none.
 
-    Only the RDF element is parsed: drawings are long, and without a document type no entity can grow.
+    Only the RDF element is parsed: drawings are long, and without a document type no entity can expand.
     """
     try:
-        # Not one regular expression: for a file of many beginnings without an end it would take hours.
+        # One regular expression would take hours on a file of many beginnings without an end.
         content = svg.read_bytes()
         start = re.search(rb"<rdf:RDF\b", content)
         end = content.find(b"</rdf:RDF>", start.end()) if start else -1
@@ -164,9 +163,14 @@ def _read_rdf(svg: Path) -> _Metadata | None:
 def openclipart_text(metadata: _Metadata, repeated: Iterable[str] = ()) -> str:
     """`Title. Description. keyword, keyword.` of one drawing, without what is no text about it.
 
-    Left out are titles and descriptions in `repeated` (they name a collection: "Lemon SVG theme"), statements of
-    licence and drawing program, placeholders, addresses, the creator's name where it is no more than that, and what
-    says the same again. "" where nothing is left.
+    Left out are
+
+    - titles and descriptions in `repeated`: they name a collection ("Lemon SVG theme"),
+    - statements of licence and drawing program, placeholders and addresses,
+    - the creator's name where nothing else is said,
+    - repetitions.
+
+    "" where nothing is left.
     """
     parts = [
         "" if part in repeated or LICENCE.search(part) else _as_prose(part)
@@ -175,15 +179,15 @@ def openclipart_text(metadata: _Metadata, repeated: Iterable[str] = ()) -> str:
     keywords = [_as_prose(keyword) for keyword in metadata.keywords if keyword.casefold() not in PLACEHOLDERS]
     nothing = {"", metadata.creator.casefold()}
     parts = [part for part in parts if part.casefold() not in nothing]
-    # Their order is that of a hash table, and differs between drawings with the same keywords.
+    # Sorted: the published order is that of a hash table.
     parts.append(", ".join(sorted({keyword for keyword in keywords if keyword.casefold() not in nothing})))
     different = {part.rstrip(".").casefold(): part for part in reversed(parts) if part}
     return " ".join(part if part[-1] in ".!?" else part + "." for part in reversed(different.values()))
 
 
 def _as_prose(text: str) -> str:
-    """A title, description or keyword with entities and encodings undone and without what NOT_TEXT matches."""
-    text = _unescaped(text)
+    """A title, description or keyword without entities, wrong encodings, and what NOT_TEXT matches."""
+    text = unescaped(text)
     try:  # UTF-8 or Windows-1252 that was once read as Latin-1
         octets = text.encode("latin-1")
         text = octets.decode("utf-8")

@@ -1,55 +1,32 @@
-"""Reader of Politics (Thomas and Kovashka, NeurIPS 2019): news photos with the articles that they illustrate.
+"""Reader of Politics (Thomas and Kovashka, NeurIPS 2019): news photos with the articles that they illustrate."""
 
-Its metadata are pickles. A pickle is a program: it may name any function and call it. So they are read by an unpickler
-that knows no functions at all, only built-in containers, strings and numbers.
-"""
-
-import collections
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.settings import Settings
-from readers.published import Published, Row, given_root, inside, look_for
+from pipeline.settings import Dataset
+from readers.plain_pickle import load_plain
+from readers.published import Published, Row, checked, given_root, look_for
 
 POLITICS = "https://people.cs.pitt.edu/~chris/politics/ (its code and dataset archives)"
 
-HARMLESS = {
-    **{("builtins", kind.__name__): kind for kind in (dict, list, tuple, set, frozenset, str, bytes, int, float, bool)},
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("collections", "defaultdict"): collections.defaultdict,
-}
-"""All that a pickle may name. Most of plain data name nothing: dicts, lists, strings and numbers are opcodes."""
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Reads pickles of built-in containers, strings and numbers; raises UnpicklingError at anything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = HARMLESS.get(("builtins" if module == "__builtin__" else module, name))
-        if found is None:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither a container, text nor a number")
-        return found
-
 
 def read_pickle(path: Path) -> Any:
-    """What a pickle of plain data holds; raises UserError where it holds anything else, and runs nothing of it."""
+    """What a pickle of plain data holds. Raises UserError where it holds anything else, and runs nothing of it."""
     try:
-        with path.open("rb") as file:
-            return PlainUnpickler(file).load()
+        return load_plain(path)
     except Exception as error:  # a damaged pickle raises anything
         raise UserError(f"refused to read {path}: {error or type(error).__name__}; fetch it from {POLITICS}") from None
 
 
-def politics(settings: Settings) -> Published:
+def politics(dataset: Dataset, published_folder: Path, seed: int) -> Published:
     """Politics as its authors publish it: `complete_db.pickle` or `db.pickle`, and `train_test_paths.pickle`.
 
-    dataset.root holds them and the images, imgs/LEFT or RIGHT/ISSUE/SOURCE/NAME. Where both of the first are there,
-    `complete_db.pickle` is read, which names the issues too. Raises UserError where one is missing.
+    dataset.root holds them and the images, imgs/LEFT or RIGHT/ISSUE/SOURCE/NAME. Of the first two, `complete_db.pickle`
+    is preferred: it names the issues too. Raises UserError where one is missing.
     """
-    root = given_root(settings)
+    root = given_root(dataset, POLITICS)
     splits = look_for(root, ("train_test_paths.pickle",), "train and test paths of Politics", POLITICS)
     texts = look_for(root, ("complete_db.pickle", "db.pickle"), "texts of Politics", POLITICS)
     return Published(root, lambda: read_politics(root, texts, splits), (texts, splits), lambda: _images(splits))
@@ -64,6 +41,9 @@ def _split_of(path: Path) -> dict[str, str]:
     lists = read_pickle(path)
     try:
         named = {split: lists[split] if split in lists else lists[f"{split}_imgs"] for split in ("test", "train")}
+        for images in named.values():
+            if not all(isinstance(image, str) for image in images):  # before they are hashed
+                raise TypeError
         both = set(named["train"]) & set(named["test"])
         if both:
             raise UserError(f"{path} has {min(both)} in train and in test; fetch it from {POLITICS}")
@@ -87,7 +67,7 @@ def read_politics(root: Path, texts: Path, splits: Path) -> Iterator[Row]:
         if row.split is None:
             yield Row(label, row.image, text, rejected=("in no split", f"{image} is not in {splits.name}"))
         else:
-            yield inside(root, row)
+            yield checked(root, row)
 
 
 def _items(path: Path) -> Iterator[tuple[str, str | None, Any, Any]]:

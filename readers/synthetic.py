@@ -1,28 +1,31 @@
 """A made-up dataset of pictures and texts that illustrate one topic and seldom show or name the same things.
 
-After the paper's description of such data (Sec. 1): the texts of a topic share words; its pictures are visually
-diverse, as a gavel and a crowd both stand beside an article on abortion; and one kind of picture stands beside several
-topics, as the gavel beside immigration too. `literalness` goes from there to captions: with that probability a text
-names what is drawn. Nothing in it is tuned to a method; with it every step runs in seconds, without a download.
+It follows the paper's description of such data (Sec. 1):
+
+- The texts of a topic share words.
+- The pictures of a topic differ: a gavel and a crowd both illustrate an article on abortion.
+- One kind of picture serves several topics: the gavel illustrates immigration too.
+
+`literalness` is the probability that a text names what is drawn: 1 gives captions. Nothing in the data is tuned to a
+method. With it every step runs in seconds, without a download.
 """
 
 import itertools
 import json
 import math
-import os
 import random
-import shutil
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.settings import Settings, Synthetic
-from readers import synthetic
-from readers.manifest import _images_named, read_manifest
+from pipeline.settings import Dataset, Synthetic
+from readers.manifest import images_named, read_manifest
 from readers.published import Published
+from readers.whole_folder import remove_leftovers, written_whole_folder
 
 SIZE = 64  # pixels
 VERSION = 1  # raise it when the same settings give other pictures or texts: old ones are then drawn anew
@@ -45,41 +48,45 @@ POINTS, WAISTS, STYLES = (3, 4, 5, 6, 8), (0.75, 0.5, 0.3), ("filled", "outline"
 
 
 def draw(settings: Synthetic, seed: int, folder: Path) -> Path:
-    """Draw the dataset into `folder`, unless it lies there already, and return its manifest, `folder`/pairs.jsonl.
+    """Draw the dataset into `folder`, unless it lies there already. Returns its manifest, `folder`/pairs.jsonl.
 
     The manifest has columns image, text and category, `folder`/images the PNG files. The same settings and seed give
     the same bytes. The folder appears whole or not at all. Raises UserError where it holds anything else.
     """
     manifest, stamp = folder / "pairs.jsonl", folder / "synthetic.json"
     made = {"version": VERSION, "seed": seed, **settings.model_dump()}
-    if folder.exists():
-        if not stamp.is_file():
-            raise UserError(f"{folder} was not made by this program; move it away")
-        whole = manifest.is_file() and len(os.listdir(folder / "images")) == settings.pairs
-        if whole and json.loads(stamp.read_text(encoding="utf-8")) == made:
-            return manifest
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    remove_leftovers(folder)
+    if folder.exists() and not stamp.is_file():
+        raise UserError(f"{folder} was not made by this program; move it away")
+    if _is_drawn(manifest, stamp, made, settings.pairs):
+        return manifest
     try:
-        (scratch / "images").mkdir(parents=True)
-        world = World(settings, random.Random(f"synthetic {seed}"))
-        with (scratch / manifest.name).open("w", encoding="utf-8") as file:
-            for number in tqdm(range(settings.pairs), desc="drawing", unit="image", disable=None):
-                image, text, topic = world.pair()
-                name = f"images/{number:06}.png"
-                image.save(scratch / name)
-                file.write(json.dumps({"image": name, "text": text, "category": topic}, ensure_ascii=False) + "\n")
-        write_json(scratch / stamp.name, made)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
+        with written_whole_folder(folder) as new:
+            (new / "images").mkdir()
+            world = World(settings, random.Random(f"synthetic {seed}"))
+            with (new / manifest.name).open("w", encoding="utf-8") as file:
+                for number in tqdm(range(settings.pairs), desc="drawing", unit="image", disable=None):
+                    image, text, topic = world.pair()
+                    name = f"images/{number:06}.png"
+                    image.save(new / name)
+                    file.write(json.dumps({"image": name, "text": text, "category": topic}, ensure_ascii=False) + "\n")
+            write_json(new / stamp.name, made)
     except OSError as error:
         raise UserError(f"cannot draw into {folder}: {error}") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return manifest
 
 
+def _is_drawn(manifest: Path, stamp: Path, made: dict[str, Any], pairs: int) -> bool:
+    """Whether the dataset that `made` describes lies there, as far as can be seen without reading it."""
+    try:
+        is_same = json.loads(stamp.read_text(encoding="utf-8")) == made
+    except (OSError, ValueError):
+        return False
+    return is_same and manifest.is_file() and len(list((manifest.parent / "images").glob("[0-9]*.png"))) == pairs
+
+
 class World:
-    """Topics, motifs and words, and the pairs drawn from them; all that is random comes from `chance`, in order."""
+    """Topics, motifs and words, and the pairs drawn from them. All that is random comes from `chance`, in order."""
 
     def __init__(self, settings: Synthetic, chance: random.Random):
         self.settings, self.chance = settings, chance
@@ -89,7 +96,7 @@ class World:
         self.topic_words = [list(itertools.islice(words, TOPIC_WORDS)) for _ in self.topics]
         self.motif_words = list(itertools.islice(words, settings.motifs))
         self.common_words = list(words)
-        # Motifs are dealt out like cards: each topic gets different ones, and all serve about as many topics.
+        # Motifs are dealt out like cards: a topic gets different ones, and each serves about as many topics.
         pack: list[int] = []
         self.motifs_of: list[list[int]] = []
         for _ in self.topics:
@@ -111,7 +118,7 @@ class World:
         return self._picture(motif, colour), self._text(topic, motif, colour), self.topics[topic]
 
     def captioned(self, count: int) -> tuple[Image.Image, list[str]]:
-        """A picture and so many texts that illustrate its topic."""
+        """A picture and `count` texts that illustrate its topic."""
         topic, motif, colour = self._subject()
         return self._picture(motif, colour), [self._text(topic, motif, colour) for _ in range(count)]
 
@@ -122,7 +129,7 @@ class World:
 
     def _text(self, topic: int, motif: int, colour: str) -> str:
         def word() -> str:
-            """A word of the topic or a common one; of either list the r-th about 1/r as often as the first (Zipf)."""
+            """A word of the topic or a common one. The r-th of a list comes 1/r as often as the first (Zipf)."""
             words = self.topic_words[topic] if self.chance.random() < TOPIC_SHARE else self.common_words
             return words[int((len(words) + 1) ** self.chance.random()) - 1]
 
@@ -174,7 +181,7 @@ def _words(count: int, chance: random.Random) -> list[str]:
     return list(words)
 
 
-def made_up(settings: Settings) -> Published:
-    """The made-up dataset, drawn into WORK/published where it does not lie there already."""
-    path = synthetic.draw(settings.dataset.synthetic, settings.seed, settings.work_folder / "published" / "synthetic")
-    return Published(path.parent, lambda: read_manifest(path, path.parent), (path,), lambda: _images_named(path))
+def made_up(dataset: Dataset, published_folder: Path, seed: int) -> Published:
+    """The made-up dataset, drawn into `published_folder` where it does not lie there already."""
+    path = draw(dataset.synthetic, seed, published_folder / "synthetic")
+    return Published(path.parent, lambda: read_manifest(path, path.parent), (path,), lambda: images_named(path))

@@ -6,30 +6,33 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.settings import Settings
-from readers.published import Published, Row, _read_text, _Rejected, files_below, given_root, inside
+from pipeline.settings import Dataset
+from readers.published import Published, Row, checked, files_below, given_root, is_system_file
+from readers.text_files import RejectedRow, read_text
 
+TVGRAZ = "http://www.icg.tugraz.at, by its authors (no public copy was found)"
 TVGRAZ_IMAGES, TVGRAZ_TEXTS = (".jpg", ".jpeg", ".png", ".gif", ".bmp"), (".xml", ".txt")
 
 
-def tvgraz(settings: Settings) -> Published:
+def tvgraz(dataset: Dataset, published_folder: Path, seed: int) -> Published:
     """TVGraz: pictures from web pages in ten of Caltech-256's categories, with the text of each page.
 
-    dataset.root holds a folder for each category and in it, or in folders below, pictures and texts; a text belongs to
-    the picture of its name, `frog/12.jpg` and `frog/12.xml`. The name of the folder is the category.
+    dataset.root holds a folder for each category, named as it, with pictures and texts at any depth. A text belongs to
+    the picture of its name, `frog/12.jpg` to `frog/12.xml`.
 
-    What could be established: ten categories, 4,030 pictures with the text of their pages, and, from a program that
-    reads them, texts as XML files in UTF-16 with the text between `<TEXT>` and `</TEXT>`. What could not, no copy of
-    the files being found: how they were named and filed, and which pairs the literature takes for training and which
-    for testing. So the files may lie at any depth below their category, in UTF-8 too and as plain text, and the splits
-    are drawn. For a copy with lists as in UCSD's set take the source wikipedia.
+    Known of the published files: ten categories, 4,030 pictures, XML texts in UTF-16 between `<TEXT>` and `</TEXT>`.
+    Not known, as no copy was found: file names, folders, and which pairs are for training. So texts in UTF-8 and plain
+    texts are read too, and the splits are drawn. For a copy with lists as in UCSD's set take dataset.source wikipedia.
 
     Raises UserError where there is no folder of a category.
     """
-    root = given_root(settings)
-    categories = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    root = given_root(dataset, TVGRAZ)
+    categories = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_system_file(path.name))
     if not categories:
-        raise UserError(f"dataset.root {root} holds no folders; it must hold one for each category of TVGraz")
+        raise UserError(
+            f"dataset.root {root} holds no folders: name a folder with one for each category of TVGraz with "
+            f"--dataset.root; published at {TVGRAZ}"
+        )
     return Published(root, lambda: read_tvgraz(root, categories), (), lambda: files_below(root, *categories))
 
 
@@ -50,15 +53,15 @@ def read_tvgraz(root: Path, categories: Iterable[str]) -> Iterator[Row]:
                 image = _only(images.get(stem, ()), f"a picture {category}/{stem}")
                 row = replace(row, image=image)
                 found = _only(texts.get(stem, ()), f"{category}/{stem}{' or '.join(TVGRAZ_TEXTS)}")
-                yield inside(root, replace(row, text=_read_text(root / found)), found)
-            except _Rejected as error:
+                yield checked(root, replace(row, text=read_text(root / found)), found)
+            except RejectedRow as error:
                 yield replace(row, rejected=error.args)
 
 
 def _only(names: Sequence[str], wanted: str) -> str:
-    """The one of `names`; raises _Rejected where there is none, or several to choose from."""
+    """The one of `names`. Raises RejectedRow where there is none, or several to choose from."""
     if not names:
-        raise _Rejected("missing file", wanted)
+        raise RejectedRow("missing file", wanted)
     if len(names) > 1:
-        raise _Rejected("ambiguous file", f"{wanted} may be any of {', '.join(map(repr, names))}")
+        raise RejectedRow("ambiguous file", f"{wanted} may be any of {', '.join(map(repr, names))}")
     return names[0]

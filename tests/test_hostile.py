@@ -35,9 +35,9 @@ from pipeline.errors import UserError
 from pipeline.files import read_array
 from pipeline.pairs import read_pairs
 from pipeline.settings import Settings, load_settings
-from prepare_dataset import read_table
 from readers import published as published_module
 from readers.manifest import read_manifest
+from readers.selection import LONGEST, read_table
 from text_space.tokenizer import Tokenizer, strip_markup
 from training.runs import load_checkpoint, read_run
 
@@ -386,8 +386,8 @@ def test_declared_sizes_are_looked_at_when_an_image_is_only_headed(tmp_path: Pat
 
 
 def test_lines_without_an_end_take_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("published", "sources"):
-        monkeypatch.setattr(f"{name}.LONGEST_LINE", 1000)
+    for name in ("published", "delimited"):
+        monkeypatch.setattr(f"readers.{name}.LONGEST_LINE", 1000)
     (tmp_path / "p.jsonl").write_text('{"image": "a", "text": "x"}\n' + '{"image": "' + "a" * 5000 + '"}\n[]\n')
     rows = list(read_manifest(tmp_path / "p.jsonl", tmp_path))
     assert [(row.label, bool(row.rejected)) for row in rows] == [("line 1", False), ("line 2", True), ("line 3", True)]
@@ -409,7 +409,7 @@ def test_a_text_that_a_table_holds_once_and_names_often_takes_memory_once(tmp_pa
 
 
 def test_texts_that_no_table_can_hold_are_rejected(tmp_path: Path) -> None:
-    long = "x" * (prepare_dataset.LONGEST + 1)
+    long = "x" * (LONGEST + 1)
     pq.write_table(pa.table({"image": ["a.png", "b.png"], "text": [long, "short"]}), tmp_path / "p.parquet")
     table, rejected = read_table(read_manifest(tmp_path / "p.parquet", tmp_path))
     assert {row: why.kind for row, why in rejected.items()} == {0: "long text"}

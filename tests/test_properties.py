@@ -24,8 +24,8 @@ import losses
 from pipeline.command_line import make_parser, parse_settings
 from pipeline.errors import UserError
 from pipeline.settings import Settings, fields, flatten, load_settings, mistakes, plain_type
-from prepare_dataset import read_table
 from readers.manifest import RECORDS, read_manifest
+from readers.selection import read_table
 from text_space.tokenizer import Tokenizer, _shown, train_punkt
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates too

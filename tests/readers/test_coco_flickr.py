@@ -11,14 +11,14 @@ from conftest import TINY, run_script
 from published_formats import draw, sentence, write_coco, write_flickr30k
 
 from pipeline.errors import UserError
+from pipeline.registry import READERS
 from pipeline.settings import Dataset, Settings, mistakes
-from readers import SOURCES
 from readers.published import Published
 
 
 def published(**dataset: Any) -> Published:
     values = {name: str(value) if isinstance(value, Path) else value for name, value in dataset.items()}
-    return SOURCES[values["source"]](Settings(dataset=Dataset(**values)))
+    return READERS.load(values["source"])(Dataset(**values), Path("no"), 0)
 
 
 # COCO

@@ -15,13 +15,13 @@ from published_formats import draw, sentence, write_conceptual_captions
 from images.files import UnreadableImage, check_image, check_images, load_image
 from images.tar_members import file_of, find_member, members, without_place
 from pipeline.errors import UserError
-from pipeline.settings import Dataset, Settings
-from readers import SOURCES
+from pipeline.registry import READERS
+from pipeline.settings import Dataset
 from readers.published import Published, outside
 
 
 def published(root: Path) -> Published:
-    return SOURCES["conceptual_captions"](Settings(dataset=Dataset(source="conceptual_captions", root=str(root))))
+    return READERS.load("conceptual_captions")(Dataset(source="conceptual_captions", root=str(root)), root, 0)
 
 
 @pytest.mark.parametrize("tars", [True, False])

@@ -13,8 +13,8 @@ from PIL import Image
 
 import prepare_dataset
 from pipeline.errors import UserError
-from pipeline.settings import Dataset, Settings
-from readers import SOURCES
+from pipeline.registry import READERS
+from pipeline.settings import Dataset
 from readers.published import Row
 
 ENGLISH = """<?xml version="1.0" encoding="UTF-8"?>
@@ -130,7 +130,7 @@ def tvgraz(root: Path) -> Path:
 
 def test_tvgraz_rows(tmp_path: Path) -> None:
     root = tvgraz(tmp_path)
-    source = SOURCES["tvgraz"](Settings(dataset=Dataset(source="tvgraz", root=str(root))))
+    source = READERS.load("tvgraz")(Dataset(source="tvgraz", root=str(root)), root, 0)
     rows = {row.label: row for row in source.rows()}
     first = rows["frog/0.jpg"]
     assert first == Row("frog/0.jpg", "frog/0.jpg", first.text, category="frog")
@@ -161,6 +161,6 @@ def test_tvgraz(tmp_path: Path) -> None:
 
 def test_tvgraz_needs_a_folder_for_each_category(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no folders"):
-        SOURCES["tvgraz"](Settings(dataset=Dataset(source="tvgraz", root=str(tmp_path))))
+        READERS.load("tvgraz")(Dataset(source="tvgraz", root=str(tmp_path)), tmp_path, 0)
     done = run_script("prepare_dataset.py", "--dataset.source", "tvgraz", "--work", tmp_path / "work", ok=False)
     assert "needs dataset.root" in one_line_error(done)

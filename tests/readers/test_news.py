@@ -14,14 +14,14 @@ from published_formats import draw, sentence, write_goodnews, write_politics
 
 import prepare_dataset
 from pipeline.errors import UserError
+from pipeline.registry import READERS
 from pipeline.settings import Dataset, Doc2Vec, Settings, mistakes
-from readers import SOURCES
 from readers.politics import read_pickle
 from readers.published import Published, json_members
 
 
 def published(source: str, root: Path) -> Published:
-    return SOURCES[source](Settings(dataset=Dataset(source=source, root=str(root))))
+    return READERS.load(source)(Dataset(source=source, root=str(root)), root, 0)
 
 
 # Politics

@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 
 from pipeline.errors import UserError
-from pipeline.settings import Dataset, Settings
-from readers import SOURCES
+from pipeline.registry import READERS
+from pipeline.settings import Dataset
 from readers.manifest import read_manifest
 from readers.openclipart import _Metadata, openclipart_text
 from readers.published import Published, Row
@@ -24,7 +24,7 @@ from readers.wikipedia import read_wikipedia
 
 def published(work: Path | None = None, **dataset: Any) -> Published:
     values = {name: str(value) if isinstance(value, Path) else value for name, value in dataset.items()}
-    return SOURCES[values["source"]](Settings(work=str(work) if work else None, dataset=Dataset(**values)))
+    return READERS.load(values["source"])(Dataset(**values), (work or Path("no")) / "published", 0)
 
 
 # OpenClipart
@@ -188,8 +188,8 @@ def test_openclipart_is_fetched_once(fake_debian: Path, capsys: pytest.CaptureFi
     assert first.root == work / "published" / "openclipart" / "usr" / "share" / "openclipart"
     assert (fake_debian / "log").read_text().splitlines() == [
         "download openclipart-png openclipart-svg",
-        "-x openclipart-png_0.18_all.deb unpacked",
-        "-x openclipart-svg_0.18_all.deb unpacked",
+        "-x openclipart-png_0.18_all.deb .",
+        "-x openclipart-svg_0.18_all.deb .",
     ]
     assert "fetching openclipart-png and openclipart-svg" in capsys.readouterr().out
     assert published(work, source="openclipart").root == first.root
@@ -411,7 +411,7 @@ def test_links_may_not_lead_out_of_the_root(tmp_path: Path) -> None:
         ("p.csv", "", "its columns are: none"),
         ("p.csv", "image;text\na;b\n", "its columns are: image;text"),
         ("p.jsonl", '{"image": "a", "caption": "b"}\n', "no column text; its columns are: image, caption"),
-        ("p.csv", 'image,text\na.png,"one\nb.png,two\nc.png,three\n', "line 2: a quote is opened and never closed"),
+        ("p.csv", 'image,text\na.png,"one\ntwo,\n\nthree\n', "line 2: a quote is opened and never closed"),
         ("p.csv", 'image,"text\n', "first line cannot be read"),
         ("p.csv", "image,text\n".encode("utf-16"), "is UTF-16"),
         ("p.parquet", "image,text\n", "cannot read"),
