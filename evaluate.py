@@ -33,7 +33,7 @@ from pipeline.schema import EVALUATION, Evaluation
 from pipeline.settings import Settings, flatten, names_shaping, select
 from reporting.figures import Figure, bootstrap_interval
 from reporting.precision_curves import Curves, precision_curves
-from training import boards
+from training import tensorboard_pages
 from training.embedding import embed_split, made_from
 from training.runs import choose_device, finished_run, load_model
 
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     of_split = {"split": split, "pairs": len(rows), "pairs_without_known_word": unused, "epoch": epoch}
     write_json(outputs[0], {**of_split, "figures": figures})
     write_scalars(run, figures, precision_curves(pairs), split, epoch)
-    boards.write_projector(run, data, rows, x, y, settings, epoch)
+    tensorboard_pages.write_projector(run, data, rows, x, y, settings, epoch)
     write_json(stamp, shaping)
     say_done(run, "wrote", outputs)
 

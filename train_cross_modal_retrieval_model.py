@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.files import lock, read_array, write_json
 from pipeline.settings import Settings
 from pipeline.steps import EXTRACT_DOC2VEC, PREPARE, TRAIN_DOC2VEC, require, versions
-from training import boards, distributed
+from training import distributed, tensorboard_pages
 from training.embedding import image_source
 from training.runs import (
     Weights,
@@ -162,7 +162,7 @@ def train_until_finished(trainer: "Trainer", run: Path) -> None:
         if not distributed.is_writer():
             return
         best = {"val_loss": trainer.best_loss, "val_recall_at_1": trainer.best_recall, "best_epoch": trainer.best_epoch}
-        boards.write_hparams(run, trainer.weights, trainer.settings, best, trainer.step)
+        tensorboard_pages.write_hparams(run, trainer.weights, trainer.settings, best, trainer.step)
     write_json(
         run / "run.json",
         {

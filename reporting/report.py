@@ -29,9 +29,9 @@ from reporting import plots
 from reporting.answers import near_words
 from reporting.figures import difference, read_figures, read_queries
 from text_space.tokenizer import RULED, UNSEGMENTED
-from training.boards import NEIGHBOR_SHARE
 from training.embedding import embed_split
 from training.encoder import RunEncoder
+from training.proximity import NEIGHBOR_SHARE
 from training.runs import Weights, read_run
 
 NEIGHBOR_PAIRS = 10_000

@@ -29,7 +29,7 @@ from pipeline.devices import to_device
 from pipeline.errors import UserError
 from pipeline.files import write_json, written_whole
 from pipeline.settings import Settings
-from training import boards, distributed
+from training import distributed, tensorboard_pages
 from training.embedding import autocast, embed_pairs
 from training.fine_grained import PairwiseLoss
 from training.runs import (
@@ -449,7 +449,7 @@ class Trainer:
             if metric.every_epoch:
                 measured.setdefault(metric.label, []).append(metric.value(pairs))
                 board.add_scalar(f"val/{metric.name}", measured[metric.label][-1], self.step)
-        boards.show_validation(board, self.data, rows, x, y, self.settings, self.epoch, self.step)
+        tensorboard_pages.show_validation(board, self.data, rows, x, y, self.settings, self.epoch, self.step)
         return val_loss, measured
 
     # Checkpoints

@@ -1,5 +1,6 @@
 """What TensorBoard is given beside curves, read with its own reader and asked of a running TensorBoard."""
 
+import functools
 import json
 import re
 import shutil
@@ -9,11 +10,16 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import TINY, run_script
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 import evaluate
 import metrics
@@ -21,7 +27,7 @@ import train_cross_modal_retrieval_model as training
 from datasets import Prepared
 from pipeline.pairs import Images
 from pipeline.settings import Settings
-from training import boards
+from training import tensorboard_pages as pages
 from training.runs import Weights
 
 WEIGHTS = ("1", "0.3", "0.2")
@@ -62,12 +68,12 @@ def test_results_have_the_ranks_of_the_metrics(shape: tuple[int, ...], tmp_path:
     rows = np.random.default_rng(0).permutation(len(ids))
     groups = data.image_ids[rows]
     x, y = unit(10, *shape, seed=1)[torch.from_numpy(groups)], unit(len(ids), *shape, seed=2)
-    found = boards.results(data, rows, x, y)
+    found = pages.results(groups, x.numpy(), y.numpy())
     for way, (queries, targets) in {"text_to_image": (y, x), "image_to_text": (x, y)}.items():
         closer = metrics.rank_pairs(queries, targets, groups).closer
-        assert len(found[way]) == boards.QUERIES
+        assert len(found[way]) == pages.QUERIES
         for query, shown in found[way].items():
-            assert [one.rank for one in shown[: boards.RESULTS]] == [1, 2, 3, 4, 5]
+            assert [one.rank for one in shown[: pages.RESULTS]] == [1, 2, 3, 4, 5]
             assert len({int(groups[one.position]) for one in shown}) == len(shown) or way == "image_to_text"
             (own, *_) = [one for one in shown if one.is_own]
             assert groups[own.position] == groups[query]
@@ -80,17 +86,18 @@ def test_results_have_the_ranks_of_the_metrics(shape: tuple[int, ...], tmp_path:
 @pytest.mark.parametrize("shape", [(8,), (2, 8)])
 def test_distances_are_those_of_every_pair(shape: tuple[int, ...], tmp_path: Path) -> None:
     ids = [0, 0, 1, 2, 3, 4, 5, 6, 7, 8]
-    data, settings = made_up(ids, tmp_path)
+    data, _ = made_up(ids, tmp_path)
     rows = np.arange(len(ids))[::-1].copy()
     x, y = unit(10, *shape, seed=3).reshape(10, -1, 8), unit(10, *shape, seed=4).reshape(10, -1, 8)
-    found = boards.distances(data, rows, x.reshape(10, *shape), y.reshape(10, *shape), settings)
+    reference = np.load(tmp_path / "doc2vec" / "vectors.npy")[rows]
+    x_shaped, y_shaped = x.reshape(10, *shape).numpy(), y.reshape(10, *shape).numpy()
+    found = pages.distances(data.image_ids[rows], x_shaped, y_shaped, reference)
 
     def apart(a: torch.Tensor, b: torch.Tensor) -> float:
         return min(float(torch.dist(one, other)) for one in a for other in b)
 
     np.testing.assert_allclose(found["pairs"], [apart(a, b) for a, b in zip(x, y, strict=True)], atol=1e-5)
     assert len(found["unrelated_pairs"]) == 9  # not that of the two pairs of one image
-    reference = np.load(tmp_path / "doc2vec" / "vectors.npy")[rows]
     distance = np.linalg.norm(reference[:, None] - reference, axis=2)
     distance[data.image_ids[rows][:, None] == data.image_ids[rows]] = np.inf
     nearest = distance.argmin(axis=1)  # 1 % of ten pairs: one
@@ -99,27 +106,70 @@ def test_distances_are_those_of_every_pair(shape: tuple[int, ...], tmp_path: Pat
         np.testing.assert_allclose(found[name], expected, atol=1e-5)
 
 
+def rendered(figure: Figure) -> np.ndarray:
+    """Pixels (H, W, 3), the first row at the bottom, as matplotlib counts."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[::-1, :, :3]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_a_panel_frames_the_true_image_in_green(tmp_path: Path) -> None:
-    data, settings = made_up([0, 1, 2], tmp_path)
-    rows, texts = np.array([2, 0, 1]), {0: "first", 1: "second", 2: "third"}
+    data, _ = made_up([0, 1, 2], tmp_path)
+    rows, texts = np.array([2, 0, 1]), {0: "first", 1: "a $5 and 边境墙 second", 2: "third"}
     found = {
-        0: [boards.Found(1, 1, 0.5, False), boards.Found(2, 0, 0.4, True)],
-        1: [boards.Found(1, 1, 0.9, True), boards.Found(2, 2, 0.1, False)],
+        0: [pages.Result(1, 1, 0.5, False), pages.Result(2, 0, 0.4, True)],
+        1: [pages.Result(1, 1, 0.9, True), pages.Result(2, 2, 0.1, False)],
     }
     (tmp_path / "2.png").write_bytes(b"no image any more")
-    panel = boards.draw_images(data, rows, found, texts, settings)
-    row_height, step = panel.height // 2, boards.THUMBNAIL + boards.MARGIN
-    for row, shown in enumerate(found.values()):
-        for column, one in enumerate(shown):
-            corner = boards.MARGIN + column * step, row * row_height + boards.MARGIN + boards.LINE
-            assert (panel.getpixel(corner) == (0x1A, 0x98, 0x50)) == one.is_own
-            middle = corner[0] + boards.THUMBNAIL // 2, corner[1] + boards.THUMBNAIL // 2
-            assert panel.getpixel(middle) == ((0xC8, 0xCC, 0xD2) if rows[one.position] == 2 else (0, 0, 255))
+    pictures = functools.partial(pages.square_thumbnail, data, max_pixels=10**6)
+    figure = pages.image_panel(rows, found, texts, pictures)
+    pixels = rendered(figure)
+    for band, shown in zip(figure.subfigs, found.values(), strict=True):
+        for cell, one in zip(band.axes, shown, strict=False):
+            box = cell.get_window_extent()
+            frame, middle = (pixels[int(y), int(box.x0 + box.width / 2)] for y in (box.y0, box.y0 + box.height / 2))
+            assert (tuple(frame) == (0x1A, 0x98, 0x50)) == one.is_own
+            assert tuple(middle) == ((0xC8, 0xCC, 0xD2) if rows[one.position] == 2 else (0, 0, 255))
+            assert cell.get_xlabel() == f"{one.rank}. {rows[one.position]}: {one.score:.3f}"
+        assert all(not cell.axison for cell in band.axes[len(shown) :])
+
+
+def test_a_panel_writes_the_true_text_in_green(tmp_path: Path) -> None:
+    data, _ = made_up([0, 1], tmp_path)
+    found = {0: [pages.Result(1, 1, 0.5, False), pages.Result(2, 0, 0.4, True)]}
+    pictures = functools.partial(pages.square_thumbnail, data, max_pixels=10**6)
+    figure = pages.text_panel(np.array([0, 1]), found, {0: "costs $5 or $6", 1: "wide " * 99}, pictures)
+    assert rendered(figure).shape[2] == 3
+    other, own = figure.axes[1].texts
+    assert own.get_text() == "2. 0.400  costs $5 or $6"
+    assert (own.get_color(), other.get_color()) == (pages.OWN_COLOUR, pages.TEXT_COLOUR)
+
+
+def test_without_matplotlib_panels_are_left_out_and_that_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    data, settings = made_up([0, 1, 2], tmp_path)
+    table = pa.table({"text": ["first", "second", "third"], "image_path": ["0.png", "1.png", "2.png"]})
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    pages._has_matplotlib.cache_clear()
+    try:
+        with SummaryWriter(str(tmp_path / "run")) as board:
+            for epoch in (5, 10):
+                x, y = unit(3, 8, seed=1), unit(3, 8, seed=2)
+                pages.show_validation(board, data, np.arange(3), x, y, settings, epoch, epoch)
+    finally:
+        pages._has_matplotlib.cache_clear()
+    assert capsys.readouterr().out.count("matplotlib is not installed") == 1
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert not events.Tags()["images"]
+    assert len(events.Tensors("results/image_to_text/text_summary")) == 2
 
 
 def test_texts_cannot_break_out_of_the_table() -> None:
-    found = {0: [boards.Found(1, 0, 0.5, True), boards.Found(2, 1, 0.25, False)]}
-    table = boards.as_markdown(np.array([7, 9]), found, {0: "a | <b>b</b> *c*", 1: "边境墙"})
+    found = {0: [pages.Result(1, 0, 0.5, True), pages.Result(2, 1, 0.25, False)]}
+    table = pages.as_markdown(np.array([7, 9]), found, {0: "a | <b>b</b> *c*", 1: "边境墙"})
     first, second = table.splitlines()[2:]
     assert first == "| 7 | 1 | 0.500 | **a &#124; &lt;b&gt;b&lt;/b&gt; &#42;c&#42;** |"
     assert second == "| 7 | 2 | 0.250 | 边境墙 |"
@@ -127,7 +177,7 @@ def test_texts_cannot_break_out_of_the_table() -> None:
 
 def test_hparams_are_written_once(tmp_path: Path) -> None:
     for loss in (3.0, 2.0):
-        boards.write_hparams(tmp_path, Weights(1, 0.3, 0.2), Settings(), {"val_loss": loss}, step=12)
+        pages.write_hparams(tmp_path, Weights(1, 0.3, 0.2), Settings(), {"val_loss": loss}, step=12)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("hparam/val_loss")] == [(12, 2.0)]
     assert set(events.PluginTagToContent("hparams")) == {
@@ -172,7 +222,7 @@ def test_every_tag_is_there_once_an_epoch(run: Path) -> None:
     assert [line.split("\t")[1] for line in lines[1:]] == ["image"] * 9 + ["text"] * 9
     vectors = np.loadtxt(next(run.glob("*/embeddings/tensors.tsv")), delimiter="\t")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert Image.open(next(run.glob("*/embeddings/sprite.png"))).size == (5 * boards.SPRITE,) * 2
+    assert Image.open(next(run.glob("*/embeddings/sprite.png"))).size == (5 * pages.PROJECTOR_IMAGE_SIDE,) * 2
 
 
 @pytest.mark.slow
