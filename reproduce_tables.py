@@ -2,12 +2,15 @@
 
     python reproduce_tables.py --config configs/web_news.yaml --seeds 5 --tables 1 3 4 --out results/web_news
 
-A seed varies all that is random: the split where none is published, Doc2Vec, initialisation, batches. The methods that
-are compared share it, and with it steps 0 to 3; all seeds share the cached image features. Tables 1 to 4 are the
-paper's; 6 compares with weights searched on each seed's validation split (tune_loss_weights.py), 7 with neighborhood
-batches. Any setting can be given, and holds for every method. What is there already is not trained again, so that a
-call that was stopped goes on where it was. Writes OUT/tableN.md and OUT/tableN.json, and the scripts' own output to
-WORK-tables.log.
+A seed varies all that is random: the split where none is published, Doc2Vec, initialisation, batches. Methods of one
+seed share steps 0 to 3; all seeds share the cached image features. Tables 1 to 4 are the paper's, 5 to 7 ours:
+
+- 5: fine-grained labels (Xu et al. 2019);
+- 6: weights searched on each seed's validation split (tune_loss_weights.py);
+- 7: neighborhood batches.
+
+Any setting can be given; it holds for every method. Finished runs are reused, so a stopped call resumes when repeated.
+Writes OUT/tableN.md and OUT/tableN.json, and the output of the other scripts to WORK-tables.log.
 """
 
 import contextlib
@@ -16,6 +19,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +42,51 @@ from pipeline.settings import Settings, flatten
 from pipeline.work import Work
 from readers.openclipart import openclipart
 from reporting import tables
-from reporting.tables import OF_THE_PAPER, TABLES, Method
+from reporting.figures import Figure
+from reporting.tables import OF_THE_PAPER, TABLES, Method, Table
 from training.runs import read_run
 
 
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    argv: list[str]
+    settings: Settings
+    seeds: int
+    tables: list[Table]
+    methods: list[Method]
+    """Rows of the tables, each once."""
+    out: Path
+    shared: list[str]
+    """Flags that hold for every method and seed."""
+
+    @property
+    def dataset(self) -> str:
+        return self.settings.dataset.name or self.settings.dataset.source
+
+    @property
+    def command(self) -> str:
+        """The command as the tables quote it. Where files lie shapes no figure."""
+        return f"python reproduce_tables.py {shlex.join(without(self.argv, dict.fromkeys(PLACES, 1)))}"
+
+
+PLACES = ("--dataset.root", "--work", "--features", "--out")
+
+
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+    request = read_request(sys.argv[1:] if argv is None else argv)
+    runs = train_all(request)
+    for method in request.methods:
+        if not runs[method.name]:
+            print(f"{method.name} is left out: it needs images with several texts, and there are none")
+    figures = {name: [read_json(run / "metrics.json")["figures"] for run in of_name] for name, of_name in runs.items()}
+    for table in request.tables:
+        write_table(table, request, runs, figures)
+
+
+def read_request(argv: list[str]) -> Request:
+    """The command line. Raises UserError where it asks for what is not there."""
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds; they are 0, 1, 2 ...")
     parser.add_argument("--tables", type=int, nargs="+", default=OF_THE_PAPER, help="tables to fill (default: 1 2 3 4)")
@@ -54,101 +97,110 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--seeds must be at least 1")
     if unknown := set(arguments.tables) - set(TABLES):
         raise UserError(f"there is no table {min(unknown)}; --tables takes some of {sorted(TABLES)}")
-    out = arguments.out or Path("results") / settings.work_folder.name
-    own = {"--tables": len(arguments.tables), "--methods": len(arguments.methods or ())}
-    shared = without(argv, {"--seeds": 1, "--out": 1, "--seed": 1, "--work": 1, **own})
-
-    if settings.dataset.source == "openclipart" and not settings.dataset.root:
-        published = openclipart(settings.dataset, Work(settings.work_folder).published, settings.seed)
-        shared += ["--dataset.root", str(published.root)]  # fetched once, for all seeds
-
     wanted = [TABLES[number] for number in arguments.tables]
     methods = list(dict.fromkeys(method for table in wanted for group in table.groups for method in group))
     if unknown := set(arguments.methods or ()) - {method.name for method in methods}:
         raise UserError(f"no row is called {min(unknown)}; --methods takes some of {[m.name for m in methods]}")
-    methods = [method for method in methods if not arguments.methods or method.name in arguments.methods]
-    runs: dict[str, list[Path]] = {method.name: [] for method in methods}
-    log = settings.work_folder.with_name(settings.work_folder.name + "-tables.log")
+
+    own = {"--tables": len(arguments.tables), "--methods": len(arguments.methods or ())}
+    shared = without(argv, {"--seeds": 1, "--out": 1, "--seed": 1, "--work": 1, **own})
+    if settings.dataset.source == "openclipart" and not settings.dataset.root:
+        published = openclipart(settings.dataset, Work(settings.work_folder).published, settings.seed)
+        shared += ["--dataset.root", str(published.root)]  # fetched once, for all seeds
+    return Request(
+        argv,
+        settings,
+        arguments.seeds,
+        wanted,
+        [method for method in methods if not arguments.methods or method.name in arguments.methods],
+        arguments.out or Path("results") / settings.work_folder.name,
+        shared,
+    )
+
+
+def train_all(request: Request) -> dict[str, list[Path]]:
+    """The evaluated runs of every method, one a seed; none of a method that the dataset does not allow."""
+    work = request.settings.work_folder
+    log = work.with_name(work.name + "-tables.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=arguments.seeds * len(methods), unit="method", disable=None) as progress:
-        for seed in range(arguments.seeds):
-            for method in methods:
+    runs: dict[str, list[Path]] = {method.name: [] for method in request.methods}
+    with tqdm(total=request.seeds * len(request.methods), unit="method", disable=None) as progress:
+        for seed in range(request.seeds):
+            for method in request.methods:
                 progress.set_description(f"seed {seed}, {method.name}")
                 with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-                    run = trained(method, seed, settings, shared)
+                    run = trained(method, seed, request.settings, request.shared)
                 if run:
                     runs[method.name].append(run)
                 progress.update()
-    figures = {name: [read_json(run / "metrics.json")["figures"] for run in of_name] for name, of_name in runs.items()}
-    for method in [method for method in methods if not runs[method.name]]:
-        print(f"{method.name} is left out: it needs images with several texts, and there are none")
-        methods.remove(method)
+    return runs
 
-    for table in wanted:
-        names = [method.name for group in table.groups for method in group if method in methods]
-        if not names:
-            continue
-        columns = [column for column in columns_of(table, settings) if is_measured(column, names, figures)]
-        for column in [column for column in columns_of(table, settings) if column not in columns]:
-            print(f"table {table.number}: {column} is left out: evaluate.py did not measure it on every run")
-        if not columns:
-            raise UserError(f"nothing of table {table.number} was measured; lower evaluation.preservation_k")
-        values = {
-            name: {column: [run[column]["value"] for run in figures[name]] for column in columns} for name in names
-        }
-        chance = {column: figures[names[0]][0][column]["chance"] for column in columns}
-        content = tables.fill(table, values, settings.dataset.name or settings.dataset.source, chance)
-        # Where somebody keeps files does not shape a figure.
-        shown = without(argv, {"--dataset.root": 1, "--work": 1, "--features": 1, "--out": 1})
-        command = f"python reproduce_tables.py {shlex.join(shown)}"
-        image, text = settings.model.image, settings.model.text
-        heading = (
-            f"{settings.dataset.name or settings.dataset.source}, {arguments.seeds} seeds, {image.backbone} "
-            f"({image.weights}, {'fine-tuned' if image.trainable else 'frozen'}), {text.encoder}: `{command}`"
-        )
-        markdown = tables.to_markdown(content, heading)
-        for method in [method for method in methods if method.tuned and method.name in names]:
+
+FiguresOfRuns = Mapping[str, list[Mapping[str, Figure]]]
+"""By method, the figures of its runs in the order of the seeds."""
+
+
+def write_table(table: Table, request: Request, runs: Mapping[str, list[Path]], figures: FiguresOfRuns) -> None:
+    """Fill a table, write it as JSON and Markdown, and print it. Nothing is written for a table without rows.
+
+    Raises UserError where none of its columns was measured.
+    """
+    methods = [method for group in table.groups for method in group if runs.get(method.name)]
+    names = [method.name for method in methods]
+    if not names:
+        return
+    columns = []
+    for metric in table.columns(request.settings.evaluation):
+        if is_measured(metric.name, names, figures):
+            columns.append(metric)
+        else:
+            print(f"table {table.number}: {metric.name} is left out: evaluate.py did not measure it on every run")
+    if not columns:
+        raise UserError(f"nothing of table {table.number} was measured; lower evaluation.preservation_k")
+    values = {
+        name: {metric.name: [run[metric.name]["value"] for run in figures[name]] for metric in columns}
+        for name in names
+    }
+    chance = {metric.name: figures[names[0]][0][metric.name]["chance"] for metric in columns}
+    content = tables.fill(table, columns, values, request.dataset, chance)
+    markdown = tables.to_markdown(content, heading(request))
+    for method in methods:
+        if method.tuned:
             weights = [read_run(run)[1] for run in runs[method.name]]
             found = ", ".join(f"`{of_seed.sym:g} {of_seed.img:g} {of_seed.text:g}`" for of_seed in weights)
             markdown += f"\n{method.name}, weights SYM IMG TEXT found for each seed: {found}\n"
-        made_by = {name: [run.name for run in runs[name]] for name in names}
-        write_json(
-            out / f"table{table.number}.json",
-            {"command": command, "seeds": arguments.seeds, **content, "runs": made_by},
-        )
-        write_text(out / f"table{table.number}.md", markdown)
-        print(markdown)
-        for ending in ("json", "md"):
-            print(f"wrote {out / f'table{table.number}.{ending}'}")
+    made_by = {name: [run.name for run in runs[name]] for name in names}
+    path = request.out / f"table{table.number}.json"
+    write_json(path, {"command": request.command, "seeds": request.seeds, **content, "runs": made_by})
+    write_text(path.with_suffix(".md"), markdown)
+    print(f"{markdown}\nwrote {path}\nwrote {path.with_suffix('.md')}")
 
 
-def columns_of(table: tables.Table, settings: Settings) -> list[str]:
-    """The names in metrics.json of a table's columns."""
-    evaluation = settings.evaluation
-    columns = [
-        pattern.format(k=k, preservation_k=evaluation.preservation_k)
-        for k in evaluation.kway
-        for pattern in table.figures
-    ]
-    return list(dict.fromkeys(columns))
+def is_measured(name: str, methods: list[str], figures: FiguresOfRuns) -> bool:
+    """Whether all runs of these methods have the figure: a small test split has no 200 neighbors to preserve."""
+    return all(name in run for method in methods for run in figures[method])
 
 
-def is_measured(column: str, names: list[str], figures: Mapping[str, list[Mapping[str, object]]]) -> bool:
-    """Whether all runs of these methods have the figure; a small test split has no 200 neighbors to preserve."""
-    return all(column in run for name in names for run in figures[name])
+def heading(request: Request) -> str:
+    """The line above a table: dataset, seeds, encoders, command."""
+    image, text = request.settings.model.image, request.settings.model.text
+    return (
+        f"{request.dataset}, {request.seeds} seeds, {image.backbone} "
+        f"({image.weights}, {'fine-tuned' if image.trainable else 'frozen'}), {text.encoder}: `{request.command}`"
+    )
 
 
 def evaluation_flags(settings: Settings) -> list[str]:
-    """Flags that ask evaluate.py for what these settings ask for, whatever a run was trained with."""
+    """The settings of `evaluation` as flags of evaluate.py, whatever a run was trained with."""
     values = {name: value for name, value in flatten(settings).items() if name.startswith("evaluation.")}
     shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
     return [word for name, value in shown.items() for word in (f"--{name}", value)]
 
 
 def trained(method: Method, seed: int, settings: Settings, shared: list[str]) -> Path | None:
-    """The evaluated run of a method with one seed: trains and evaluates what is not there yet.
+    """The evaluated run of a method with one seed; trained and evaluated where it does not exist yet.
 
-    None where the method needs images with several texts, and no train image has them.
+    None where the method needs images with several texts and no train image has them.
     """
     work = settings.work_folder.with_name(f"{settings.work_folder.name}-seed={seed}")
     base = [*shared, "--seed", str(seed), "--work", str(work), "--features", str(settings.features_folder)]

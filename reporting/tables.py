@@ -1,10 +1,13 @@
-"""The paper's Tables 1 to 4 and ours: the methods in them, how each is trained, how a filled table is written."""
+"""The paper's Tables 1 to 4 and ours: their methods, how each is trained, how a filled table is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from metrics import Metric, registered
+from pipeline.schema import Evaluation
 from reporting.figures import paired_t_interval
 
 ANGULAR, TRIPLET = (1.0, 0.3, 0.2), (1.0, 0.1, 0.3)  # SYM, IMG, TEXT of Sec. 3.3; the paper's beta is IMG, alpha TEXT
@@ -12,17 +15,17 @@ ANGULAR, TRIPLET = (1.0, 0.3, 0.2), (1.0, 0.1, 0.3)  # SYM, IMG, TEXT of Sec. 3.
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A row of a table: the loss weights and settings that make the method."""
+    """A row of a table: the loss weights and settings of a method."""
 
     name: str
     weights: tuple[float, float, float]
     settings: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[Mapping[str, str], ...] = ({},)
-    """Settings of which each seed takes those with the highest Recall@1 on the validation split."""
+    """Alternatives; each seed takes the one with the highest Recall@1 on the validation split."""
     tuned: str | None = None
-    """The search of tune_loss_weights.py that gives each seed its weights, in place of `weights`."""
+    """The search of tune_loss_weights.py whose weights each seed takes in place of `weights`."""
     several_texts: bool = False
-    """Whether the method needs images with several texts; it is left out where there are none."""
+    """Whether the method needs images with several texts. Without any it is left out."""
 
 
 HINGE = {"loss.form": "hinge"}
@@ -49,7 +52,7 @@ OURS_TUNED = Method("OURS (tuned)", ANGULAR, tuned="method")
 WITHOUT_TEXT = Method("OURS (ANG) - L_text", (1, 0.3, 0))
 WITHOUT_IMG = Method("OURS (ANG) - L_img", (1, 0, 0.2))
 
-# Xu et al. (2019); with a dagger what is told the categories while it trains.
+# Xu et al. (2019). Methods with a dagger are given the categories in training.
 PAIRWISE = Method("Pairwise †", (0, 0, 0), {"loss.base": "fine_grained", "loss.labels": "equal"})
 FINE_GRAINED = Method("Pairwise, fine-grained labels †", (0, 0, 0), {"loss.base": "fine_grained"})
 FINE_GRAINED_OURS = Method(
@@ -59,22 +62,28 @@ FINE_GRAINED_OURS = Method(
 
 @dataclass(frozen=True)
 class Table:
-    """A table: groups of rows, the first of each being what the others of the group are compared with."""
+    """A table: groups of rows. The first row of a group is the baseline of the others."""
 
     number: int
     title: str
     groups: tuple[tuple[Method, ...], ...]
-    figures: tuple[str, ...]
-    """Patterns of the columns' figures in metrics.json; {k} is each k of `evaluation.kway`."""
+    family: str
+    """The columns: a line of metrics.METRICS."""
     underlined: tuple[str, ...] = ()
     """Methods of which the best is underlined."""
     contrasts: tuple[tuple[Method, Method], ...] = ()
-    """Methods and what else they are compared with."""
+    """Further comparisons, of a method with another."""
     note: str = ""
-    """What the reader has to know of the rows."""
+    """What the reader must know of the rows."""
+
+    def columns(self, evaluation: Evaluation) -> list[Metric]:
+        """The metrics of the columns, those of different directions side by side."""
+        columns = list(registered(evaluation, self.family).values())
+        keys = list(dict.fromkeys(metric.key for metric in columns))
+        return sorted(columns, key=lambda metric: keys.index(metric.key))
 
 
-RETRIEVAL = ("{k}way_recall_at_1_image_to_text", "{k}way_recall_at_1_text_to_image")
+RETRIEVAL = "kway_recall_at_1"
 TABLES = {
     1: Table(
         1,
@@ -88,17 +97,13 @@ TABLES = {
         "Structure",
         ((OURS_TRIP, STRUC_GT, STRUC_TEXT, STRUC_IMG),),
         RETRIEVAL,
-        underlined=(OURS_TRIP.name, STRUC_TEXT.name, STRUC_IMG.name),  # those that need no set of texts
+        underlined=(OURS_TRIP.name, STRUC_TEXT.name, STRUC_IMG.name),  # those that need no images with several texts
     ),
     3: Table(
         3,
         "Neighborhood preservation",
         ((TRIP, OURS_TRIP), (ANG, OURS)),
-        tuple(
-            f"preservation_{k}_{modality}"
-            for k in ("{preservation_k}", "1_percent")
-            for modality in ("images", "texts")
-        ),
+        "preservation",
     ),
     4: Table(
         4,
@@ -111,9 +116,9 @@ TABLES = {
         5,
         "Fine-grained labels (Xu et al. 2019)",
         ((PAIRWISE, FINE_GRAINED, FINE_GRAINED_OURS), (ANG, OURS)),
-        ("map_image_to_text", "map_text_to_image"),
+        "map",
         contrasts=((FINE_GRAINED_OURS, FINE_GRAINED),),
-        note="† is told the categories of the train pairs, by which mAP judges; the others are not.",
+        note="† is trained with the categories of the train pairs, by which mAP judges; the others are not.",
     ),
     6: Table(
         6,
@@ -126,8 +131,8 @@ TABLES = {
 }
 OF_THE_PAPER = [1, 2, 3, 4]
 
-# What the paper reports, by table, dataset and method, in the order of the columns (images to texts, texts to images;
-# in Table 3 images, texts).
+# The paper's values by table, dataset and method, in the order of the columns: image to text, text to image; in Table 3
+# images, texts.
 PAPER: dict[int, dict[str, dict[str, tuple[float, float]]]] = {
     1: {
         "politics": {
@@ -213,44 +218,37 @@ PAPER: dict[int, dict[str, dict[str, tuple[float, float]]]] = {
 
 def fill(
     table: Table,
+    columns: Sequence[Metric],
     values: Mapping[str, Mapping[str, Sequence[float]]],
     dataset: str,
     chance: Mapping[str, float],
-) -> dict[str, object]:
-    """A table's content: mean, standard deviation and difference of every row and column.
+) -> dict[str, Any]:
+    """A table's content: mean, standard deviation and difference to the baseline, of every row and column.
 
-    values: by method and figure, one number a seed; the seeds are the same ones, in the same order, for all methods of
-    a group. A method without values is left out. dataset: its name, whose paper values are set beside. chance: by
-    figure, what a random ranking scores. A difference is that of a row to the first of its group, with the paired 95 %
-    t-interval over seeds; None with one seed.
+    A difference has the paired 95 % t-interval over seeds; it is None with one seed.
+
+    values: by method and metric name, one number a seed; the same seeds in the same order for all methods of a group.
+    Methods without values are left out. dataset: its name, for the paper's values. chance: by metric name.
     """
-    columns = list(next(iter(values.values())))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, group in enumerate(table.groups):
         present = [method.name for method in group if method.name in values]
         for name in present:
-            cells = {}
-            for column in columns:
-                mine = np.asarray(values[name][column], dtype=float)
-                cells[column] = {
-                    "values": mine.tolist(),
-                    "mean": float(mine.mean()),
-                    "sd": float(mine.std(ddof=1)) if len(mine) > 1 else None,
-                    "difference": _difference(mine, values[present[0]][column]) if name != present[0] else None,
-                }
+            baseline = values[present[0]] if name != present[0] else None
+            cells = {metric.name: _summary(values[name], baseline, metric.name) for metric in columns}
             paper = PAPER.get(table.number, {}).get(dataset, {}).get(name)
             rows.append({"method": name, "group": number, "figures": cells, "paper": paper})
-    for column in columns:
+    for metric in columns:
         for number in range(len(table.groups)):
-            _mark(rows, column, "bold", [row for row in rows if row["group"] == number])
-        _mark(rows, column, "underline", [row for row in rows if row["method"] in table.underlined])
+            _mark(rows, metric, "bold", [row for row in rows if row["group"] == number])
+        _mark(rows, metric, "underline", [row for row in rows if row["method"] in table.underlined])
     contrasts = [
         {
             "method": one.name,
             "against": other.name,
             "figures": {
-                column: _difference(np.asarray(values[one.name][column], dtype=float), values[other.name][column])
-                for column in columns
+                metric.name: _difference(values[one.name][metric.name], values[other.name][metric.name])
+                for metric in columns
             },
         }
         for one, other in table.contrasts
@@ -260,32 +258,46 @@ def fill(
         "table": table.number,
         "title": table.title,
         "note": table.note,
-        "columns": columns,
+        "columns": [metric.name for metric in columns],
+        "titles": [metric.title for metric in columns],
         "chance": dict(chance),
         "rows": rows,
         "contrasts": contrasts,
     }
 
 
-def _difference(mine: np.ndarray, baseline: Sequence[float]) -> dict[str, float] | None:
-    if len(mine) < 2:
+def _summary(
+    values: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequence[float]] | None, column: str
+) -> dict[str, Any]:
+    """A cell: one number a seed, their mean and deviation, and the difference to the baseline."""
+    of_seeds = np.asarray(values[column], dtype=float)
+    return {
+        "values": of_seeds.tolist(),
+        "mean": float(of_seeds.mean()),
+        "sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else None,
+        "difference": _difference(values[column], baseline[column]) if baseline else None,
+    }
+
+
+def _difference(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float] | None:
+    if len(values) < 2:
         return None
-    mean, low, high = paired_t_interval(mine - np.asarray(baseline, dtype=float))
+    mean, low, high = paired_t_interval(np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float))
     return {"mean": mean, "low": low, "high": high}
 
 
-def _mark(rows: list[dict], column: str, mark: str, among: list[dict]) -> None:
-    """Set `mark` on the cell with the highest mean among some rows, if there are several to choose from."""
+def _mark(rows: list[dict[str, Any]], metric: Metric, mark: str, among: list[dict[str, Any]]) -> None:
+    """Set `mark` on the best cell of a column among some rows, if there are several to choose from."""
     if len(among) > 1:
-        best = max(among, key=lambda row: row["figures"][column]["mean"])
-        best["figures"][column][mark] = True
+        best = max if metric.higher_is_better else min
+        best(among, key=lambda row: row["figures"][metric.name]["mean"])["figures"][metric.name][mark] = True
 
 
-def to_markdown(content: Mapping, heading: str) -> str:
-    """A filled table as Markdown: mean ± standard deviation, the difference to the group's first row below the rows."""
+def to_markdown(content: Mapping[str, Any], heading: str) -> str:
+    """A filled table as Markdown: mean ± standard deviation; the differences stand below."""
     columns, rows = content["columns"], content["rows"]
     with_paper = any(row["paper"] for row in rows)
-    header = ["", *columns, *(["paper"] if with_paper else [])]
+    header = ["", *content["titles"], *(["paper"] if with_paper else [])]
     lines = [f"### Table {content['table']}: {content['title']}", "", heading, ""]
     lines += [f"| {' | '.join(header)} |", "| --- |" + " ---: |" * (len(header) - 1)]
     group = rows[0]["group"]
@@ -301,18 +313,25 @@ def to_markdown(content: Mapping, heading: str) -> str:
     lines.append(f"| chance | {' | '.join([*by_chance, *([''] if with_paper else [])])} |")
     if content["note"]:
         lines += ["", content["note"]]
+    return "\n".join([*lines, *_differences(content)]) + "\n"
+
+
+def _differences(content: Mapping[str, Any]) -> list[str]:
+    """The table of the differences to the baselines, and of the further comparisons, if there are any."""
+    columns, rows = content["columns"], content["rows"]
     compared = [row for row in rows if any(row["figures"][column]["difference"] for column in columns)]
-    if compared:
-        firsts = {row["group"]: row["method"] for row in reversed(rows)}
-        lines += ["", "Differences, with the paired 95 % interval over seeds:", ""]
-        lines += [f"| | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
-        for row in compared:
-            cells = [_interval(row["figures"][column]["difference"]) for column in columns]
-            lines.append(f"| {row['method']} against {firsts[row['group']]} | {' | '.join(cells)} |")
-        for contrast in content["contrasts"]:
-            cells = [_interval(contrast["figures"][column]) for column in columns]
-            lines.append(f"| {contrast['method']} against {contrast['against']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    if not compared:
+        return []
+    baselines = {row["group"]: row["method"] for row in reversed(rows)}
+    lines = ["", "Differences, with the paired 95 % interval over seeds:", ""]
+    lines += [f"| | {' | '.join(content['titles'])} |", "| --- |" + " ---: |" * len(columns)]
+    for row in compared:
+        cells = [_interval(row["figures"][column]["difference"]) for column in columns]
+        lines.append(f"| {row['method']} against {baselines[row['group']]} | {' | '.join(cells)} |")
+    for contrast in content["contrasts"]:
+        cells = [_interval(contrast["figures"][column]) for column in columns]
+        lines.append(f"| {contrast['method']} against {contrast['against']} | {' | '.join(cells)} |")
+    return lines
 
 
 def _cell(figure: Mapping) -> str:

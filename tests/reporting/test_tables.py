@@ -9,22 +9,29 @@ import pytest
 from conftest import ROOT, TINY, one_line_error, run_script
 from scipy import stats
 
+from metrics import METRICS, Metric
 from pipeline.command_line import make_parser, parse_settings, without
 from pipeline.settings import Settings
 from reporting import tables
 from reporting.tables import ANG, CONTROL, OURS, TABLES, TRIP, Method, Table
 from reproduce_tables import evaluation_flags, is_measured
 
-SMALL = Table(1, "Small", ((ANG, OURS), (TRIP,)), ("a",), underlined=(ANG.name, TRIP.name))
-VALUES = {ANG.name: {"a": [0.5, 0.6, 0.7]}, OURS.name: {"a": [0.6, 0.65, 0.9]}, TRIP.name: {"a": [0.3, 0.4, 0.5]}}
+SMALL = Table(1, "Small", ((ANG, OURS), (TRIP,)), "toys", underlined=(ANG.name, TRIP.name))
+COLUMNS = [Metric("a", "A", "texts", lambda pairs: 0.0, lambda pairs: 0.2)]
+CHANCE = {"a_texts": 0.2}
+VALUES = {
+    ANG.name: {"a_texts": [0.5, 0.6, 0.7]},
+    OURS.name: {"a_texts": [0.6, 0.65, 0.9]},
+    TRIP.name: {"a_texts": [0.3, 0.4, 0.5]},
+}
 
 
 def rows(content: dict) -> dict[str, dict]:
-    return {row["method"]: row["figures"]["a"] for row in content["rows"]}
+    return {row["method"]: row["figures"]["a_texts"] for row in content["rows"]}
 
 
 def test_means_deviations_and_paired_differences() -> None:
-    filled = rows(tables.fill(SMALL, VALUES, "politics", {"a": 0.2}))
+    filled = rows(tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE))
     assert np.isclose(filled[OURS.name]["mean"], np.mean([0.6, 0.65, 0.9]))
     assert np.isclose(filled[OURS.name]["sd"], np.std([0.6, 0.65, 0.9], ddof=1))
     interval = stats.ttest_rel([0.6, 0.65, 0.9], [0.5, 0.6, 0.7]).confidence_interval(0.95)
@@ -35,50 +42,68 @@ def test_means_deviations_and_paired_differences() -> None:
 
 
 def test_the_best_of_a_group_is_bold_and_the_best_of_some_underlined() -> None:
-    filled = rows(tables.fill(SMALL, VALUES, "politics", {"a": 0.2}))
+    filled = rows(tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE))
     assert [name for name, cell in filled.items() if cell.get("bold")] == [OURS.name]
     assert [name for name, cell in filled.items() if cell.get("underline")] == [ANG.name]
 
 
 def test_paper_values_stand_beside_its_own_datasets_only() -> None:
-    assert tables.fill(SMALL, VALUES, "politics", {"a": 0.2})["rows"][0]["paper"] == (0.6270, 0.6216)
-    assert tables.fill(SMALL, VALUES, "openclipart", {"a": 0.2})["rows"][0]["paper"] is None
+    assert tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE)["rows"][0]["paper"] == (0.6270, 0.6216)
+    assert tables.fill(SMALL, COLUMNS, VALUES, "openclipart", CHANCE)["rows"][0]["paper"] is None
 
 
 def test_markdown_says_what_the_numbers_say() -> None:
-    text = tables.to_markdown(tables.fill(SMALL, VALUES, "politics", {"a": 0.2}), "heading")
+    text = tables.to_markdown(tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE), "heading")
+    assert "|  | A, texts | paper |" in text
     assert f"| {OURS.name} | **0.7167** ± 0.1607 | 0.6467 0.6492 |" in text
     assert f"| {ANG.name} | <u>0.6000</u> ± 0.1000 |" in text
     assert "| chance | 0.2000 |  |" in text
     assert f"| {OURS.name} against {ANG.name} | +0.1167 [" in text
 
 
+def test_the_best_is_the_lowest_where_lower_is_better() -> None:
+    columns = [dataclasses.replace(COLUMNS[0], higher_is_better=False)]
+    filled = rows(tables.fill(SMALL, columns, VALUES, "politics", CHANCE))
+    assert [name for name, cell in filled.items() if cell.get("bold")] == [ANG.name]
+    assert [name for name, cell in filled.items() if cell.get("underline")] == [TRIP.name]
+
+
+def test_columns_are_registered_metrics_and_stand_side_by_side() -> None:
+    assert {table.family for table in TABLES.values()} <= METRICS.keys()
+    evaluation = Settings().evaluation
+    names = {number: [metric.name for metric in table.columns(evaluation)] for number, table in TABLES.items()}
+    ways, modalities = ("image_to_text", "text_to_image"), ("images", "texts")
+    assert names[1] == [f"{k}way_recall_at_1_{way}" for k in (5, 20) for way in ways]
+    assert names[3] == [f"preservation_{k}_{modality}" for k in ("200", "1_percent") for modality in modalities]
+    assert names[5] == [f"map_{way}" for way in ways]
+
+
 def test_contrasts_are_paired_differences_too() -> None:
     table = dataclasses.replace(SMALL, contrasts=((OURS, TRIP), (OURS, CONTROL)))
-    (contrast,) = tables.fill(table, VALUES, "politics", {"a": 0.2})["contrasts"]  # CONTROL has no values
+    (contrast,) = tables.fill(table, COLUMNS, VALUES, "politics", CHANCE)["contrasts"]  # CONTROL has no values
     interval = stats.ttest_rel([0.6, 0.65, 0.9], [0.3, 0.4, 0.5]).confidence_interval(0.95)
-    assert np.allclose([contrast["figures"]["a"]["low"], contrast["figures"]["a"]["high"]], interval)
-    text = tables.to_markdown(tables.fill(table, VALUES, "politics", {"a": 0.2}), "")
+    assert np.allclose([contrast["figures"]["a_texts"]["low"], contrast["figures"]["a_texts"]["high"]], interval)
+    text = tables.to_markdown(tables.fill(table, COLUMNS, VALUES, "politics", CHANCE), "")
     assert f"| {OURS.name} against {TRIP.name} | +0.3167 [" in text
 
 
 def test_groups_are_set_apart_and_absent_ones_leave_no_gap() -> None:
     blank = "| | |"
-    both = tables.to_markdown(tables.fill(SMALL, VALUES, "openclipart", {"a": 0.2}), "")
+    both = tables.to_markdown(tables.fill(SMALL, COLUMNS, VALUES, "openclipart", CHANCE), "")
     assert both.count(f"\n{blank}\n") == 1
-    second = tables.to_markdown(tables.fill(SMALL, {TRIP.name: VALUES[TRIP.name]}, "openclipart", {"a": 0.2}), "")
+    second = tables.to_markdown(tables.fill(SMALL, COLUMNS, {TRIP.name: VALUES[TRIP.name]}, "openclipart", CHANCE), "")
     assert blank not in second
 
 
 def test_a_note_stands_below_the_rows() -> None:
-    noted = Table(9, "Own", SMALL.groups, ("a",), note="† says so")
-    assert "\n\n† says so\n" in tables.to_markdown(tables.fill(noted, VALUES, "openclipart", {"a": 0.2}), "")
-    assert "†" not in tables.to_markdown(tables.fill(SMALL, VALUES, "openclipart", {"a": 0.2}), "")
+    noted = Table(9, "Own", SMALL.groups, "toys", note="† says so")
+    assert "\n\n† says so\n" in tables.to_markdown(tables.fill(noted, COLUMNS, VALUES, "openclipart", CHANCE), "")
+    assert "†" not in tables.to_markdown(tables.fill(SMALL, COLUMNS, VALUES, "openclipart", CHANCE), "")
 
 
 def test_one_seed_has_neither_deviation_nor_interval() -> None:
-    values = {name: {"a": figures["a"][:1]} for name, figures in VALUES.items()}
-    content = tables.fill(SMALL, values, "openclipart", {"a": 0.2})
+    values = {name: {"a_texts": figures["a_texts"][:1]} for name, figures in VALUES.items()}
+    content = tables.fill(SMALL, COLUMNS, values, "openclipart", CHANCE)
     assert rows(content)[OURS.name]["sd"] is None
     assert rows(content)[OURS.name]["difference"] is None
     assert "±" not in tables.to_markdown(content, "")
@@ -132,12 +157,13 @@ def test_a_figure_that_a_run_lacks_is_no_column() -> None:
 def test_what_is_measured_can_change_between_calls(tmp_path: Path) -> None:
     words = [*TINY, "--seeds", "1", "--training.max_epochs", "1", "--work", tmp_path / "work", "--out", tmp_path]
     words += ["--tables", "3", "--methods", "OURS"]
-    assert "| preservation_3_images |" in run_script("reproduce_tables.py", *words).stdout
+    assert "| neighbors kept of nearest 3, images |" in run_script("reproduce_tables.py", *words).stdout
     shown = run_script("reproduce_tables.py", *words, "--evaluation.preservation_k", "16").stdout
     assert "table 3: preservation_16_texts is left out" in shown
-    assert "| | preservation_1_percent_images | preservation_1_percent_texts |" in shown.replace("|  |", "| |")
+    only = "neighbors kept of nearest 1 %, images | neighbors kept of nearest 1 %, texts"
+    assert f"| | {only} |" in shown.replace("|  |", "| |")
     shown = run_script("reproduce_tables.py", *words, "--evaluation.preservation_k", "2").stdout
-    assert "| preservation_2_images |" in shown
+    assert "| neighbors kept of nearest 2, images |" in shown
 
 
 @pytest.mark.slow
