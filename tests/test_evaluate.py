@@ -1,11 +1,19 @@
-"""What evaluate.py measures, on embeddings made up here."""
+"""What evaluate.py measures, on embeddings made up here, and a metric that is added through the registry alone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
-from metrics import EmbeddedPairs
+import train_cross_modal_retrieval_model as training
+from metrics import METRICS, EmbeddedPairs, Metric, NotMeasurable, Scores
+from pipeline.schema import Evaluation
 from pipeline.settings import Settings
 
 
@@ -33,3 +41,59 @@ def test_unrelated_embeddings_score_what_stands_beside_as_chance() -> None:
         # The median of a few ranks of a skewed distribution lies above the distribution's.
         room = chance / 10 if name.startswith("median") else 4 * error + 1e-9
         assert abs(mean - chance) <= room, name
+
+
+def distances_of_pairs(_: Evaluation) -> Iterator[Metric]:
+    """A toy: the squared distance of every pair, the lower the better."""
+
+    def compute(pairs: EmbeddedPairs) -> Scores:
+        return Scores((pairs.images - pairs.texts).square().sum(dim=1).numpy().astype(float))
+
+    yield Metric(
+        "distance",
+        "distance of the pairs",
+        "image_to_text",
+        compute,
+        chance=lambda pairs: 2.0,
+        higher_is_better=False,
+        is_share=False,
+        every_epoch=True,
+    )
+
+
+def test_a_metric_is_added_through_the_registry_alone(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(METRICS, "distance", distances_of_pairs)
+    run = training.main(["1", "0.3", "0.2", *TINY, "--work", str(prepared), "--training.max_epochs", "1"])
+    evaluate.main(["--run", str(run)])
+    figure = json.loads((run / "metrics.json").read_text())["figures"]["distance_image_to_text"]
+    assert 0 < figure["low"] <= figure["value"] <= figure["high"] < 4 and figure["chance"] == 2
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("distance_image_to_text")]
+    assert float(line.split()[1]) == round(figure["value"], 4)
+    events = EventAccumulator(str(run)).Reload()
+    assert len(events.Scalars("val/distance_image_to_text")) == 2  # before training, and after the epoch
+    (scalar,) = events.Scalars("test/distance_image_to_text")
+    assert scalar.value == pytest.approx(figure["value"])
+
+
+def test_a_metric_that_is_not_measurable_is_left_out_and_says_why_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def undefined(pairs: EmbeddedPairs) -> float:
+        raise NotMeasurable("nothing to measure")
+
+    monkeypatch.setitem(
+        METRICS, "undefined", lambda _: [Metric("no", "No", way, undefined, undefined) for way in ("images", "texts")]
+    )
+    x, evaluation = torch.eye(4), Settings().evaluation
+    pairs = EmbeddedPairs(x, x, np.arange(4), np.full(4, -1), x.numpy(), preservation_k=200)
+    figures, scores = evaluate.measure(pairs, evaluation, seed=0)
+    assert not {"no_images", "no_texts", "map_image_to_text", "preservation_200_images"} & set(figures)
+    assert {"preservation_1_percent_images", "median_rank_image_to_text"} <= set(figures)
+    assert set(scores) == {name for name in figures if "way_" in name or "preservation" in name}
+    assert capsys.readouterr().out.splitlines() == [
+        "neighborhood preservation of 200 neighbors is left out: there are 4 pairs",
+        "mAP is left out: no pair has a category",
+        "nothing to measure",
+    ]
