@@ -1,7 +1,6 @@
-"""Images from files: any format, mode and size that archives hold, as RGB, or one reason why not.
+"""Images from files: any format, mode and size that archives hold, as RGB, or the reason why not.
 
-A path may lead into a tar shard (shards.py). Used by step 0, which checks every image once, and by the workers that
-decode images while the model trains.
+A path may lead into a tar shard (tar_members.py). Step 0 checks every image once, by the function that training calls.
 """
 
 import contextlib
@@ -13,41 +12,30 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from tqdm import tqdm
 
 from images.tar_members import find_member, open_member
 from pipeline.processes import process_pool
 
-# Pillow refuses images from 179 megapixels on, as they may be decompression bombs. Archives do hold such drawings, so
-# `max_pixels` takes the place of that limit: it is looked at before anything is decoded, and the user can set it.
-Image.MAX_IMAGE_PIXELS = None
 MAX_PIXELS = 400_000_000
 
-# Not all that Pillow reads: its readers of EPS and the like start other programs on what is in the file.
+# Pillow reads more formats, but for EPS and the like it starts other programs on the file.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "F", *SIXTEEN_BIT)
 
 STRIP = 4_000_000  # pixels turned into RGB at a time: a decoded giant is never copied as a whole
 SPARE = 3  # before it is resized, an image is shrunk by whole numbers to no less than this many times the wanted size
+CHECKED_SIZE = 224  # pixels, as the paper's models read images
+PNG_TEXT = 16_000_000  # bytes of a text or profile in a PNG file, unpacked: Pillow refuses one megabyte
+
 GIANT = "giant"
-ONE_AT_A_TIME = 64_000_000  # images from this many pixels on are not decoded side by side: each takes 4 bytes a pixel
-
+ONE_AT_A_TIME = 64_000_000  # pixels of an image that is not decoded beside others: it takes 4 bytes a pixel
 IMAGES_AT_A_TIME = 16_384  # images that are checked before they are counted as done
-
-# Where the EXIF orientation says that the camera was turned (the table in the EXIF standard, tag 0x0112).
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class UnreadableImage(ValueError):
@@ -62,73 +50,99 @@ class UnreadableImage(ValueError):
 
 
 def load_image(path: Path | str, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image as RGB, upright, what is transparent white, of an animation the first frame.
+    """The image as RGB and upright. Transparent parts are white. Of an animation it is the first frame.
 
     With `size` it is resized to size x size pixels without cropping (the paper, Sec. 3.3), antialiased. Memory: what
     Pillow needs to decode the file (1 byte a pixel for palettes and greys, else 4), not more.
     Raises UnreadableImage.
     """
     with _opened(path, max_pixels) as image:
-        if size is not None:
-            image.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
-        image.load()
-        width, height = image.size
-        gap = None if size is None else SPARE * size
-        across, down = (1, 1) if gap is None else (max(1, width // gap), max(1, height // gap))
-        black, white = _grey_range(image)
-        if size is not None and across == down == 1:
-            small = _on_white(image, black, white)
-        else:
-            small = Image.new("RGB", (-(-width // across), -(-height // down)))
-            rows = max(1, STRIP // width // down) * down
-            for top in range(0, height, rows):
-                strip = image.crop((0, top, width, min(top + rows, height)))
-                small.paste(_on_white(strip, black, white).reduce((across, down)), (0, top // down))
-        if size is not None:
-            # the last column and row may stand for less than a whole block, so the box is not the whole of `small`
-            box = (0, 0, width / across, height / down)
-            small = small.resize((size, size), Image.Resampling.BILINEAR, box)
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        return small.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else small
+        return _decoded(image, size)
 
 
 def load_thumbnail(path: Path | str, longest: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image as `load_image` has it, its proportions kept, no side longer than `longest` pixels; none is enlarged.
+    """The image as `load_image` has it, in its proportions, no side longer than `longest` pixels. None is enlarged.
 
     Raises UnreadableImage.
     """
     with _opened(path, max_pixels) as image:
         width, height = image.size
-        on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    if max(width, height) <= longest:
-        return load_image(path, max_pixels=max_pixels)
+        if max(width, height) <= longest:
+            return _decoded(image, None)
+        square = _decoded(image, longest)
+        if _orientation(image) in (5, 6, 7, 8):
+            width, height = height, width
     scale = longest / max(width, height)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    square = load_image(path, size=longest, max_pixels=max_pixels)
-    return square.resize(size[::-1] if on_its_side else size, Image.Resampling.BILINEAR)
+    return square.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR)
 
 
 def check_image(
     path: Path | str, decode: bool = True, max_pixels: int = MAX_PIXELS, decode_up_to: int | None = None
 ) -> UnreadableImage | None:
-    """What is wrong with the image, None where nothing is: its header is read, and with `decode` all of it.
+    """What is wrong with the image, None where nothing is.
 
-    An image of more pixels than `decode_up_to` is not decoded but said to be of the kind GIANT.
+    With `decode` it is read as training reads it, else only its header. An image of more pixels than `decode_up_to` is
+    not decoded: what is wrong with it is of the kind GIANT.
     """
     try:
         with _opened(path, max_pixels) as image:
             if decode and decode_up_to is not None and image.width * image.height > decode_up_to:
                 return UnreadableImage("not decoded yet", kind=GIANT)
             if decode:
-                image.load()
+                _decoded(image, CHECKED_SIZE)
     except UnreadableImage as error:
         return error
     return None
 
 
+def _decoded(image: Image.Image, size: int | None) -> Image.Image:
+    """An opened image as RGB, upright, on white, and resized to size x size pixels where `size` is given."""
+    if size is not None:
+        image.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+    image.load()
+    width, height = image.size
+    gap = None if size is None else SPARE * size
+    across, down = (1, 1) if gap is None else (max(1, width // gap), max(1, height // gap))
+    black, white = _grey_range(image)
+    if size is not None and across == down == 1:
+        small = _on_white(image, black, white)
+    else:
+        small = Image.new("RGB", (-(-width // across), -(-height // down)))
+        rows = max(1, STRIP // width // down) * down
+        for top in range(0, height, rows):
+            strip = image.crop((0, top, width, min(top + rows, height)))
+            small.paste(_on_white(strip, black, white).reduce((across, down)), (0, top // down))
+    if size is not None:
+        # The last column and row of `small` may stand for less than a whole block, so the box is a part of it.
+        box = (0, 0, width / across, height / down)
+        small = small.resize((size, size), Image.Resampling.BILINEAR, box)
+    return _upright(small, _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a loaded image, 1 to 8. Metadata that are broken have none: 1."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken metadata make Pillow raise anything
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation == 1:
+        return image
+    image.info = {}  # without the published metadata, which Pillow might not be able to write again
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(image)
+
+
 @contextlib.contextmanager
 def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
-    """The image, its header read; whatever goes wrong inside becomes UnreadableImage."""
+    """The image, its header read. Any error inside becomes UnreadableImage."""
+    # Pillow refuses images from 179 megapixels on as decompression bombs. Archives do hold such drawings: `max_pixels`
+    # takes the place of that limit, and is compared before anything is decoded.
+    Image.MAX_IMAGE_PIXELS = None
+    PngImagePlugin.MAX_TEXT_CHUNK = PNG_TEXT
     try:
         member = find_member(path)
         status = os.stat(member.shard if member else path)
@@ -137,7 +151,7 @@ def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
         if (member.size if member else status.st_size) == 0:
             raise UnreadableImage("the file is empty")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on oddities that it copes with, one an image
+            warnings.simplefilter("ignore")  # Pillow warns of faults that it can handle, once an image
             with Image.open(open_member(member) if member else path, formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise UnreadableImage(
@@ -157,17 +171,18 @@ def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _grey_range(image: Image.Image) -> tuple[float, float]:
-    """Which numbers are black and white: 16 bits have a range of their own, for wider numbers it is the image's."""
+    """The numbers of black and white. Images of 16 bits have a fixed range, those of wider numbers their own."""
     if image.mode in SIXTEEN_BIT:
         return 0.0, 65535.0
     if image.mode in ("I", "F"):
-        low, high = image.getextrema()
+        extrema: Any = image.getextrema()
+        low, high = extrema
         return float(low), float(high if high > low else low + 1)
     return 0.0, 255.0
 
 
 def _on_white(image: Image.Image, black: float, white: float) -> Image.Image:
-    """A (part of an) image of any mode in MODES as RGB on a white ground; `black` and `white` as `_grey_range` says."""
+    """An image of any mode in MODES, or a part of one, as RGB on white. `black` and `white` are its `_grey_range`."""
     if image.mode in ("I", "F", *SIXTEEN_BIT):  # Pillow would cut these off at 255
         grey = (np.asarray(image, dtype=np.float32) - black) * (255 / (white - black))
         return Image.fromarray(np.rint(np.nan_to_num(grey).clip(0, 255)).astype(np.uint8)).convert("RGB")
@@ -191,9 +206,9 @@ def check_images(
 ) -> dict[str, UnreadableImage]:
     """Those of the images `names` (paths relative to `root`) that cannot be used, and what is wrong with them.
 
-    All cores decode side by side, but giants one after another, so that memory is bounded by one of them. What is
-    found is kept in the file `checked` (a JSON list a line), where it is given: a call that was stopped goes on from
-    there. Raises MemoryError where a process that decodes images was killed.
+    All cores decode at once, except giants, of which one is in memory at a time. Findings are appended to the file
+    `checked` (a JSON list a line), where it is given: a call that was stopped resumes there.
+    Raises MemoryError where a process that decodes images was killed.
     """
     wrong: dict[str, UnreadableImage] = {}
     check = functools.partial(check_image, decode=decode, max_pixels=max_pixels)
@@ -205,9 +220,9 @@ def check_images(
                     wrong[name] = error
                 bar.update()
         return wrong
-    done, parts = 0, _parts_checked(checked) if checked else []
-    for count, found in parts:
-        wrong |= {name: UnreadableImage(reason, kind) for name, kind, reason in found}
+    done = 0
+    for count, records in _parts_checked(checked) if checked else []:
+        wrong |= {name: UnreadableImage(reason, kind) for name, kind, reason in records}
         done += count
     bar.update(done - sum(error.kind == GIANT for error in wrong.values()))
     try:
@@ -215,7 +230,7 @@ def check_images(
             small = functools.partial(check, decode_up_to=ONE_AT_A_TIME)
             for start in range(done, len(names), IMAGES_AT_A_TIME):  # a pool takes in all it is given to map at once
                 some = names[start : start + IMAGES_AT_A_TIME]
-                found = {}
+                found: dict[str, UnreadableImage] = {}
                 for name, error in zip(
                     some, pool.map(small, (root / name for name in some), chunksize=32), strict=True
                 ):
@@ -239,7 +254,7 @@ def check_images(
 
 
 def _parts_checked(path: Path) -> list[tuple[int, list[tuple[str, str, str]]]]:
-    """The parts of the images that a call before this one has checked; what it was writing when it was stopped goes."""
+    """The parts of the images that an earlier call has checked. A line that it had not finished is removed."""
     parts = []
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -1,23 +1,26 @@
 """Batches of pixels or cached features, from files or a pixel cache."""
 
+import itertools
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datasets import T
 from images.files import UnreadableImage, load_image
 from images.pixel_cache import PixelCache, no_longer_readable
 from pipeline.devices import to_device
 from pipeline.errors import UserError
 from pipeline.pairs import Images
+
+T = TypeVar("T")
 
 
 class ImageFiles(Dataset[tuple[Tensor, dict[int, str]]]):
@@ -37,15 +40,16 @@ class ImageFiles(Dataset[tuple[Tensor, dict[int, str]]]):
         return len(self.images.paths)
 
     def __getitems__(self, numbers: list[int]) -> tuple[Tensor, dict[int, str]]:
-        """A batch (B, 3, S, S), and by number what is wrong with the files that cannot be read: black in the batch.
+        """A batch (B, 3, S, S), and what is wrong with the unreadable files in it, by number. Those are black.
 
-        It is returned because an exception that a worker raises comes with the worker's traceback in its message.
+        It is returned, as an exception from a worker process has the worker's traceback in its message.
         """
-        pixels, unreadable = np.zeros((len(numbers), self.size, self.size, 3), dtype=np.uint8), {}
+        pixels = np.zeros((len(numbers), self.size, self.size, 3), dtype=np.uint8)
+        unreadable: dict[int, str] = {}
         for line, number in enumerate(numbers):
             path = self.images.root / self.images.paths[number]
             try:
-                pixels[line] = load_image(path, size=self.size, max_pixels=self.max_pixels)
+                pixels[line] = np.asarray(load_image(path, size=self.size, max_pixels=self.max_pixels))
             except UnreadableImage as error:
                 unreadable[number] = self.describe(path, error)
         return _channels_first(pixels), unreadable
@@ -62,85 +66,90 @@ class CachedImages(Dataset[tuple[Tensor, dict[int, str]]]):
         return len(self.cache)
 
     def __getitems__(self, numbers: list[int]) -> tuple[Tensor, dict[int, str]]:
-        """As `ImageFiles`; what cannot be read is known beforehand, but for what is lost since."""
+        """As `ImageFiles`. `unreadable` is known beforehand: only images lost since then are returned."""
         pixels, lost = self.cache.batch(numbers)
         return _channels_first(pixels), lost
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:
-    """(B, S, S, 3) as (B, 3, S, S), in PyTorch's memory format channels_last: nothing is moved."""
+    """(B, S, S, 3) as (B, 3, S, S) without a copy, in PyTorch's memory format channels_last."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def _ahead(batches: Iterable[T], count: int = 3) -> Iterator[T]:
-    """The same, so many taken ahead by a thread."""
+def prefetch(batches: Iterable[T], count: int = 3) -> Iterator[T]:
+    """Prefetch `count` batches in a thread."""
     with ThreadPoolExecutor(1) as thread:
-        rest, end = iter(batches), object()
-        waiting = deque(thread.submit(next, rest, end) for _ in range(count))
-        while (batch := waiting.popleft().result()) is not end:
-            waiting.append(thread.submit(next, rest, end))
-            yield batch
+        rest = iter(batches)
+
+        def read() -> list[T]:
+            """The next batch, or nothing at the end."""
+            return list(itertools.islice(rest, 1))
+
+        waiting = deque(thread.submit(read) for _ in range(count))
+        while batch := waiting.popleft().result():
+            waiting.append(thread.submit(read))
+            yield batch[0]
 
 
-def _as_it_comes(batch: tuple[Tensor, dict[int, str]]) -> tuple[Tensor, dict[int, str]]:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_trainer(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal: a worker that heeds it would take the last checkpoint with it."""
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal. A worker that ended would keep the trainer from its checkpoint."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class PixelSource:
-    """Batches of pixels from image files or their cache, read in `workers` processes and mirrored on `device`.
+    """Batches of pixels from image files or their cache, read in `workers` processes and flipped on `device`.
 
-    An array of pixels is read here: to hand them from process to process takes longer than to copy them.
+    A cached array is read in this process: copying it is faster than sending it from another.
     """
 
     def __init__(self, files: ImageFiles | CachedImages, workers: int, device: torch.device) -> None:
         self.files, self.device = files, device
         self.workers = 0 if isinstance(files, CachedImages) and files.cache.pixels is not None else workers
         self.unreadable = dict(files.unreadable)
-        """What is wrong with each image, by number, that is known not to be readable; black in its batch."""
+        """What is wrong with each image that is known to be unreadable, by number. It is black in its batch."""
 
     def batches(self, requests: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
         """For each request (image numbers, flips), both (B,): uint8 pixels (B, 3, S, S) on the device."""
         loader = DataLoader(
             self.files,
             batch_sampler=[numbers.tolist() for numbers, _ in requests],
-            collate_fn=_as_it_comes,
+            collate_fn=_unchanged,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_trainer,
-            generator=torch.Generator(),  # torch's own is for dropout, whose draws must not depend on the loader
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # the default one serves dropout, which must not depend on the loader
         )
-        ahead = self.workers == 0 and self.device.type == "cuda"  # a GPU is not to wait for what is read here
-        for (pixels, unreadable), (_, flips) in zip(_ahead(loader) if ahead else loader, requests, strict=True):
+        in_thread = self.workers == 0 and self.device.type == "cuda"  # else the GPU waits for this process to read
+        for (pixels, unreadable), (_, flips) in zip(prefetch(loader) if in_thread else loader, requests, strict=True):
             self.unreadable |= unreadable
-            yield self._mirrored(pixels, flips)
+            yield self._flipped(pixels, flips)
 
     def load(self, numbers: np.ndarray, flips: np.ndarray) -> Tensor:
-        """One batch more, as those of `batches`, decoded in this process."""
+        """One batch as those of `batches`, decoded in this process."""
         pixels, unreadable = self.files.__getitems__(numbers.tolist())
         self.unreadable |= unreadable
-        return self._mirrored(pixels, flips)
+        return self._flipped(pixels, flips)
 
-    def _mirrored(self, pixels: Tensor, flips: np.ndarray) -> Tensor:
+    def _flipped(self, pixels: Tensor, flips: np.ndarray) -> Tensor:
         pixels = pixels.to(self.device, non_blocking=True)
-        mirrored = to_device(flips, self.device)[:, None, None, None]
-        return torch.where(mirrored, pixels.flip(3), pixels)
+        is_flipped = to_device(flips, self.device)[:, None, None, None]
+        return torch.where(is_flipped, pixels.flip(3), pixels)
 
 
 class FeatureSource:
-    """Batches of a frozen backbone's cached features; `features` is (I, 2, F), image and mirror image."""
+    """Batches of a frozen backbone's cached features; `features` is (I, 2, F), image and flipped image."""
 
     def __init__(
         self, features: np.ndarray, device: torch.device, unreadable: Mapping[int, str] = MappingProxyType({})
     ) -> None:
         self.features, self.device = features, device
         self.unreadable = unreadable
-        """What was wrong with each image, by number, that could not be read when the features were computed."""
+        """What was wrong with each image that was unreadable when the features were computed, by number."""
 
     def batches(self, requests: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
         """For each request (image numbers, flips), both (B,): features (B, F) on the device."""

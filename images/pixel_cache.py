@@ -1,8 +1,8 @@
 """Images at the model's size, decoded once: an array of pixels, or JPEG shards where that would take too much room.
 
-The paper resizes every image without cropping, so what the array holds is what the files would give, to the last bit. A
-JPEG of quality 95 takes a fifth to a tenth of the room and moves a pixel by a few of 255 levels. This module imports no
-torch, so that the processes that decode start fast.
+The paper resizes every image without cropping, so the array holds exactly what the files give. A JPEG of quality 95
+takes a fifth to a tenth of the room and changes a pixel by a few of 255 levels. This module imports no torch, so that
+the processes that decode start fast.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,14 +26,20 @@ from pipeline.pairs import Images
 from pipeline.processes import cores, in_order
 
 Kind = Literal["raw", "jpeg", "none"]
-Part = tuple[int, int, list[Path]]
-"""A part's number, the number of its first image, and its images' files."""
-
-IMAGES_A_PART = 1000
-"""Images that are decoded before they are counted as done, and that lie in one shard."""
+IMAGES_PER_SHARD = 1000
+"""Images that one process decodes at a time, that are counted as done together, and that lie in one JPEG shard."""
 SAMPLE = 64
 """Images that are encoded to estimate the size of all."""
-JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+JPEG_QUALITY = 95
+
+
+class Shard(NamedTuple):
+    """Consecutive images of a dataset."""
+
+    number: int
+    first: int
+    """Number of the first image."""
+    paths: list[Path]
 
 
 @dataclass
@@ -41,43 +47,44 @@ class PixelCache:
     """The images of a dataset at S x S pixels, by number."""
 
     pixels: np.ndarray | None
-    """(I, S, S, 3) uint8, memory-mapped; None where they are in shards."""
+    """(I, S, S, 3) uint8, memory-mapped. None where they are in JPEG shards."""
     folder: Path
     offsets: list[np.ndarray]
-    """Of each shard where its images begin in it, (n + 1,) int64."""
+    """Of each JPEG shard the places where its images begin, (n + 1,) int64."""
     unreadable: dict[int, str]
-    """What is wrong with each image, by number, that could not be read: black."""
+    """What is wrong with each unreadable image, by number. It is black."""
     size: int
 
     def __len__(self) -> int:
         return len(self.pixels) if self.pixels is not None else sum(len(each) - 1 for each in self.offsets)
 
     def batch(self, numbers: list[int]) -> tuple[np.ndarray, dict[int, str]]:
-        """(B, S, S, 3) uint8, and by number what is wrong with those that are lost since: black, as the unreadable."""
+        """(B, S, S, 3) uint8, and what is wrong with images that were lost since, by number. Those are black."""
         if self.pixels is not None:
             return self.pixels[numbers], {}
-        batch, lost = np.zeros((len(numbers), self.size, self.size, 3), dtype=np.uint8), {}
+        batch = np.zeros((len(numbers), self.size, self.size, 3), dtype=np.uint8)
+        lost: dict[int, str] = {}
         for line, number in enumerate(numbers):
             if number not in self.unreadable:
-                shard, place = divmod(number, IMAGES_A_PART)
+                shard, place = divmod(number, IMAGES_PER_SHARD)
                 first, end = self.offsets[shard][place : place + 2].tolist()
                 try:
-                    with _shard(self.folder, shard).open("rb") as file:
+                    with _shard_path(self.folder, shard).open("rb") as file:
                         file.seek(first)
-                        batch[line] = Image.open(io.BytesIO(file.read(end - first)), formats=("JPEG",))
+                        batch[line] = np.asarray(Image.open(io.BytesIO(file.read(end - first)), formats=("JPEG",)))
                 except (OSError, SyntaxError, ValueError):
                     lost[number] = f"image {number} of the pixel cache {self.folder} is lost: remove that folder"
         return batch, lost
 
 
-def _shard(folder: Path, number: int) -> Path:
+def _shard_path(folder: Path, number: int) -> Path:
     return folder / f"{number:05}.jpegs"
 
 
 def kind_of_cache(wanted: str, images: Images, size: int, max_pixels: int, limit_gb: float) -> tuple[Kind, float]:
-    """What `training.pixel_cache` comes to, and the gigabytes it takes: `auto` is the best that keeps to the limit.
+    """The kind of cache for the setting `training.pixel_cache`, and its gigabytes. `auto` is the best within the limit.
 
-    An array's size is known; that of JPEGs is estimated from SAMPLE images.
+    The size of JPEGs is estimated from SAMPLE images.
     """
     if wanted == "none":
         return "none", 0.0
@@ -91,7 +98,7 @@ def kind_of_cache(wanted: str, images: Images, size: int, max_pixels: int, limit
 
 
 def cache_folder(parent: Path, kind: str, size: int, made_from: dict[str, Any]) -> Path:
-    """Where a cache lies: other images have another folder, so that none is overwritten that another run reads."""
+    """Where a cache lies. Other images have another folder: a cache that another run reads is never overwritten."""
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:8]
     return parent / f"pixels-{size}-{kind}-{digest}"
 
@@ -102,16 +109,16 @@ def is_finished(folder: Path) -> bool:
 
 
 def room_gb(parent: Path, *caches: Path) -> float:
-    """Gigabytes that a cache may take beside `parent`'s other files: most of what is free, and what it has already."""
-    there = next(path for path in (parent, *parent.absolute().parents) if path.is_dir())
+    """Gigabytes that a cache in `parent` may take: most of the free space, and what `caches` take now."""
+    existing = next(path for path in (parent, *parent.absolute().parents) if path.is_dir())
     begun = sum(path.stat().st_size for cache in caches for path in cache.glob("*"))
-    return (0.95 * shutil.disk_usage(there).free + begun) / 1e9
+    return (0.95 * shutil.disk_usage(existing).free + begun) / 1e9
 
 
 def open_pixel_cache(
     folder: Path, kind: Kind, gigabytes: float, images: Images, size: int, max_pixels: int, made_from: dict[str, Any]
 ) -> PixelCache:
-    """The cache in `folder`, a `cache_folder`, made where it is not there; one that was stopped goes on.
+    """The cache in `folder`, a `cache_folder`. It is made where it is missing, and resumed where it is partial.
 
     Raises UserError where it cannot be written, is damaged, the disk has too little room, or a process that decodes was
     killed.
@@ -124,20 +131,20 @@ def open_pixel_cache(
                 except OSError as error:
                     raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     try:
-        return _whole_cache(folder, kind, len(images.paths), size)
+        return _read_cache(folder, kind, len(images.paths), size)
     except (UserError, OSError, ValueError, KeyError) as error:
         raise UserError(f"the pixel cache {folder} is damaged ({error}); remove that folder") from None
 
 
-def _whole_cache(folder: Path, kind: Kind, count: int, size: int) -> PixelCache:
+def _read_cache(folder: Path, kind: Kind, count: int, size: int) -> PixelCache:
     unreadable = {int(number): why for number, why in read_json(folder / "pixels.json")["unreadable"].items()}
     if kind == "raw":
         pixels = read_array(folder / "pixels.npy")
         if pixels.shape != (count, size, size, 3):
             raise ValueError(f"pixels.npy has the shape {pixels.shape}")
         return PixelCache(pixels, folder, [], unreadable, size)
-    shards = [_shard(folder, number) for number in range(-(-count // IMAGES_A_PART))]
-    # In memory: each mapped file would be an open one.
+    shards = [_shard_path(folder, number) for number in range(-(-count // IMAGES_PER_SHARD))]
+    # In memory: a mapped file is an open one, and there may be thousands.
     offsets = [np.array(read_array(shard.with_suffix(".npy"))) for shard in shards]
     for shard, each in zip(shards, offsets, strict=True):
         if shard.stat().st_size != each[-1]:
@@ -148,89 +155,105 @@ def _whole_cache(folder: Path, kind: Kind, count: int, size: int) -> PixelCache:
 def _make(
     folder: Path, kind: Kind, gigabytes: float, images: Images, size: int, max_pixels: int, made_from: dict[str, Any]
 ) -> None:
+    """Make the cache, or what is missing of it. Raises UserError and OSError."""
     begun, done = folder / "begun.json", folder / "done.jsonl"
-    if not (begun.is_file() and read_json(begun) == made_from):
-        for path in folder.iterdir():
-            if path.name != LOCK:
-                path.unlink()
-        if gigabytes > (room := room_gb(folder)):
-            raise UserError(
-                f"the pixel cache takes {gigabytes:.1f} GB and {folder} has room for {room:.1f} GB; make room, or set "
-                "training.pixel_cache to auto, jpeg or none"
-            )
-        write_json(begun, made_from)
+    _begin(folder, begun, gigabytes, made_from)
     print(f"writing {'about ' * (kind == 'jpeg')}{gigabytes:.2f} GB of pixels to {folder}")
     if others := sorted(path.name for path in folder.parent.glob("pixels-*-*-*") if path != folder):
-        print(f"beside it, from other images or of another size: {', '.join(others)}; remove what is not used any more")
-    count, unreadable, parts = len(images.paths), {}, []
-    if done.is_file():  # what was being written when it was stopped has no end
-        lines = [line for line in done.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        done.write_text("".join(lines), encoding="utf-8")
-        parts = [json.loads(line) for line in lines]
+        print(f"caches of other images or sizes there: {', '.join(others)}; remove those that are no longer used")
+    count = len(images.paths)
+    unreadable_by_shard = _finished_shards(done)
     if kind == "raw":
-        open_array(folder / "pixels.npy", (count, size, size, 3), np.uint8, keep=bool(parts))
-    todo = [(part, part * IMAGES_A_PART) for part in range(len(parts), -(-count // IMAGES_A_PART))]
-    make = partial(_make_shard if kind == "jpeg" else _make_array, folder, size, max_pixels)
-    of_parts = (
-        (part, first, [images.root / path for path in images.paths[first : first + IMAGES_A_PART]])
-        for part, first in todo
+        open_array(folder / "pixels.npy", (count, size, size, 3), np.uint8, keep=bool(unreadable_by_shard))
+    rest = range(len(unreadable_by_shard), -(-count // IMAGES_PER_SHARD))
+    shards = (
+        Shard(number, first, [images.root / path for path in images.paths[first : first + IMAGES_PER_SHARD]])
+        for number, first in ((number, number * IMAGES_PER_SHARD) for number in rest)
     )
-    processes = cores() if len(todo) > 1 else 0  # starting them would take longer than it saves
+    make = partial(_make_shard if kind == "jpeg" else _make_array, folder, size, max_pixels)
+    processes = cores() if len(rest) > 1 else 0  # starting them would take longer than it saves
     bar = tqdm(total=count, desc="pixels", unit="image", disable=None)
-    bar.update(min(len(parts) * IMAGES_A_PART, count))
-    with bar, closing(in_order(make, of_parts, processes)) as results, done.open("a", encoding="utf-8") as file:
-        for found in results:
-            parts.append(found)
-            file.write(json.dumps(found) + "\n")
+    bar.update(min(rest.start * IMAGES_PER_SHARD, count))
+    results: Any = in_order(make, shards, processes)
+    with bar, closing(results), done.open("a", encoding="utf-8") as file:
+        for unreadable in results:
+            unreadable_by_shard.append(unreadable)
+            file.write(json.dumps(unreadable) + "\n")
             file.flush()
-            bar.update(min(IMAGES_A_PART, count - bar.n))
-    for number, found in enumerate(parts):
-        unreadable |= {number * IMAGES_A_PART + place: why for place, why in found}
+            bar.update(min(IMAGES_PER_SHARD, count - bar.n))
     for leftover in folder.glob(".*.part*"):  # of processes that were killed
         leftover.unlink()
-    write_json(folder / "pixels.json", {"made_from": made_from, "unreadable": unreadable})
+    reasons = {
+        number * IMAGES_PER_SHARD + place: reason
+        for number, unreadable in enumerate(unreadable_by_shard)
+        for place, reason in unreadable
+    }
+    write_json(folder / "pixels.json", {"made_from": made_from, "unreadable": reasons})
     begun.unlink()
     done.unlink()
     print(f"wrote {folder}")
 
 
-def _make_array(folder: Path, size: int, max_pixels: int, of: Part) -> list[tuple[int, str]]:
-    """Decode a part into the array; returns places in it of images that cannot be read, and what is wrong."""
-    _, first, paths = of
+def _begin(folder: Path, begun: Path, gigabytes: float, made_from: dict[str, Any]) -> None:
+    """Keep a partial cache of the same images, or make room for a new one. Raises UserError where there is no room."""
+    if begun.is_file() and read_json(begun) == made_from:
+        return
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            path.unlink()
+    if gigabytes > (room := room_gb(folder)):
+        raise UserError(
+            f"the pixel cache takes {gigabytes:.1f} GB and {folder} has room for {room:.1f} GB; make room, or set "
+            "training.pixel_cache to auto, jpeg or none"
+        )
+    write_json(begun, made_from)
+
+
+def _finished_shards(done: Path) -> list[list[tuple[int, str]]]:
+    """Unreadable images of each finished shard, as place and reason. A line that was not finished is removed."""
+    if not done.is_file():
+        return []
+    lines = [line for line in done.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    done.write_text("".join(lines), encoding="utf-8")
+    return [json.loads(line) for line in lines]
+
+
+def _make_array(folder: Path, size: int, max_pixels: int, shard: Shard) -> list[tuple[int, str]]:
+    """Decode a shard into the array. Returns the places in it of unreadable images, and what is wrong with them."""
     pixels, unreadable = np.load(folder / "pixels.npy", mmap_mode="r+", allow_pickle=False), []
-    for place, path in enumerate(paths):
+    for place, path in enumerate(shard.paths):
         try:
-            pixels[first + place] = np.asarray(load_image(path, size, max_pixels))
+            pixels[shard.first + place] = np.asarray(load_image(path, size, max_pixels))
         except UnreadableImage as error:
             unreadable.append((place, no_longer_readable(path, error)))
     pixels.flush()
     return unreadable
 
 
-def _make_shard(folder: Path, size: int, max_pixels: int, of: Part) -> list[tuple[int, str]]:
-    """Decode a part into a shard of JPEGs, and where they begin; returns as `_make_array`."""
-    (part, _, paths), offsets, unreadable = of, [0], []
-    with written_whole(_shard(folder, part)) as beside, beside.open("wb") as shard:
-        for place, path in enumerate(paths):
+def _make_shard(folder: Path, size: int, max_pixels: int, shard: Shard) -> list[tuple[int, str]]:
+    """Decode a shard into a file of JPEGs, and a file of their places. Returns as `_make_array`."""
+    offsets, unreadable = [0], []
+    with written_whole(_shard_path(folder, shard.number)) as temporary_path, temporary_path.open("wb") as file:
+        for place, path in enumerate(shard.paths):
             content, why = _encoded(path, size, max_pixels)
             if why:
                 unreadable.append((place, why))
-            shard.write(content)
+            file.write(content)
             offsets.append(offsets[-1] + len(content))
-    write_array(_shard(folder, part).with_suffix(".npy"), np.array(offsets, dtype=np.int64))
+    write_array(_shard_path(folder, shard.number).with_suffix(".npy"), np.array(offsets, dtype=np.int64))
     return unreadable
 
 
 def _encoded(path: Path, size: int, max_pixels: int) -> tuple[bytes, str]:
-    """A JPEG of the image at the model's size; nothing, and what is wrong, where it cannot be read."""
+    """A JPEG of the image at the model's size. Where it is unreadable: nothing, and what is wrong."""
     try:
         content = io.BytesIO()
-        load_image(path, size, max_pixels).save(content, **JPEG)
+        load_image(path, size, max_pixels).save(content, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         return content.getvalue(), ""
     except UnreadableImage as error:
         return b"", no_longer_readable(path, error)
 
 
 def no_longer_readable(path: Path, error: UnreadableImage) -> str:
-    """What is said of an image that step 0 could read."""
+    """The message about an image that step 0 could read."""
     return f"{path} was readable when it was prepared and now is not: {error}"

@@ -63,6 +63,7 @@ def read_table(
         waiting.clear()
 
     for position, row in enumerate(tqdm(rows, desc="reading", unit="row", disable=None)):
+        values: tuple[str | None, ...]
         values = (row.label, row.image, row.text.strip(), row.image_id or row.image, row.category, row.split)
         if row.rejected and not (follow_links and row.rejected[0] == LINK):
             rejected[position] = Rejection(*row.rejected)

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from datasets import Neighbors, OtherTexts, Prepared, load_prepared, plan_epoch
-from images.loading import FeatureSource, ImageFiles, PixelSource, _ahead, demand_readable
+from images.loading import FeatureSource, ImageFiles, PixelSource, demand_readable, prefetch
 from pipeline.errors import UserError
 from pipeline.pairs import SCHEMA, Images, write_pairs
 from pipeline.settings import Settings
@@ -309,14 +309,14 @@ def test_batches_that_a_thread_takes_ahead_come_in_order_and_with_their_error() 
             yield number
         raise UserError("the seventh cannot be read")
 
-    ahead = _ahead(batches(), count=2)
+    ahead = prefetch(batches(), count=2)
     assert next(ahead) == 0
     ahead.close()  # the batches that nobody wants any more are not waited for
     assert len(taken) <= 4
-    assert list(_ahead([])) == []
+    assert list(prefetch([])) == []
     together = []
     with pytest.raises(UserError, match="the seventh"):
-        together.extend(_ahead(batches(), count=2))
+        together.extend(prefetch(batches(), count=2))
     assert taken[-6:] == list(range(6))
 
 

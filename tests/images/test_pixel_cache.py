@@ -44,7 +44,7 @@ def opened(folder: Path, kind: str, images: Images, made_from: str = "these") ->
 def test_cached_pixels_are_those_of_the_files(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, part: int
 ) -> None:
-    monkeypatch.setattr(pixel_cache, "IMAGES_A_PART", part)
+    monkeypatch.setattr(pixel_cache, "IMAGES_PER_SHARD", part)
     monkeypatch.setattr(pixel_cache, "cores", lambda: 2)
     cached = CachedImages(opened(tmp_path / "cache", kind, images))
     files = ImageFiles(images, SIZE, 10**6)
@@ -67,7 +67,7 @@ def test_cached_pixels_are_those_of_the_files(
 def test_a_cache_that_was_stopped_goes_on(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(pixel_cache, "IMAGES_A_PART", 2)
+    monkeypatch.setattr(pixel_cache, "IMAGES_PER_SHARD", 2)
     monkeypatch.setattr(pixel_cache, "cores", lambda: 0)  # what is interrupted is this process
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     opened(whole, kind, images)
