@@ -1,20 +1,18 @@
-"""The plots of make_report.py as inline SVG, whose colours are the page's own: light, dark, or as it is printed.
+"""The plots of make_report.py as inline SVG in the colours of the page: light, dark, or printed.
 
-Matplotlib draws with stand-ins for colours and font, which are replaced by CSS variables of make_report.html.
+Matplotlib draws with stand-in colours and its own font. Both are replaced by CSS variables of report.html.
 """
 
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 from xml.sax.saxutils import escape
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-
-matplotlib.use("svg")
-from matplotlib import pyplot as plt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
@@ -27,11 +25,12 @@ VARIABLES = {INK: "--ink", FAINT: "--faint", LINE: "--line", RUNS[0]: "--run-a",
     colour: f"--category-{number}" for number, colour in enumerate(CATEGORIES)
 }
 
-WIDTH = 4.7  # inches: on a phone of 375 pixels the text of a plot is as large as it is drawn, or nearly
-MOST_POINTS = 250
-"""Of a curve; of more, neighbors are averaged."""
+WIDTH = 4.7
+"""Inches. On a phone of 375 pixels a plot's text is then nearly as large as the page's."""
+MAX_CURVE_POINTS = 250
+"""Points of a curve. Of more, neighboring points are averaged."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "font.size": 10,
@@ -56,22 +55,19 @@ STYLE = {
 
 @contextmanager
 def _axes(height: float) -> Iterator[tuple[Figure, Axes]]:
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
-        try:
-            yield figure, axes
-        finally:
-            plt.close(figure)
+    with rc_context(STYLE):
+        figure = Figure((WIDTH, height), layout="constrained")
+        yield figure, figure.subplots()
 
 
 def _svg(figure: Figure, title: str) -> Markup:
-    """The figure as an element of a page, which a screen reader calls `title`."""
+    """The figure as an SVG element of a page. Screen readers read `title`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn = buffer.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
-    # Several plots stand on one page: ids that nothing refers to go, the others get the plot's own name.
+    # Ids must be unique on the page: unused ones are removed, the others get the plot's name as a prefix.
     name = re.sub(r"\W+", "-", title.lower()).strip("-")
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", drawn))
     drawn = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", drawn)
@@ -84,7 +80,7 @@ def _svg(figure: Figure, title: str) -> Markup:
 
 
 def bars(title: str, rows: Sequence[tuple[str, Sequence[Mapping[str, float] | None]]], label: str) -> Markup:
-    """Horizontal bars: for each named row one figure a run (value, low, high, chance), None where it has none.
+    """Horizontal bars: for each named row a figure of each run (value, low, high, chance), or None.
 
     The interval is a line over the bar's end, chance a dotted stroke across the row.
     """
@@ -113,7 +109,7 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[Mapping[str, float] | No
 
 
 def curves(title: str, lines: Sequence[tuple[np.ndarray, np.ndarray] | None], label: str) -> Markup:
-    """A line a run, (steps, values), over the training steps; None where a run has none."""
+    """A line for each run, (steps, values), over the training steps; None where a run has none."""
     with _axes(2.3) as (figure, axes):
         for run, line in enumerate(lines):
             if line is not None:
@@ -128,8 +124,8 @@ def curves(title: str, lines: Sequence[tuple[np.ndarray, np.ndarray] | None], la
 
 
 def _thinned(values: np.ndarray) -> np.ndarray:
-    """(n,) to at most MOST_POINTS means of equal parts."""
-    parts = np.array_split(values, min(len(values), MOST_POINTS))
+    """The means of at most MAX_CURVE_POINTS equal parts of values (n,)."""
+    parts = np.array_split(values, min(len(values), MAX_CURVE_POINTS))
     return np.array([part.mean() for part in parts])
 
 
@@ -144,14 +140,14 @@ def distribution(title: str, samples: Sequence[np.ndarray], label: str, *, colou
             axes.stairs(heights, edges, fill=True, color=colour, alpha=0.25)
             axes.stairs(heights, edges, color=colour, linewidth=1.6, linestyle=("-", "--")[number])
         axes.set_xlabel(label)
-        axes.set_ylabel("per cent of the pairs")
+        axes.set_ylabel("% of the pairs")
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         return _svg(figure, title)
 
 
 def ratios(title: str, values: np.ndarray, label: str) -> Markup:
-    """Histogram of positive ratios on a logarithmic axis, with a stroke at 1 where both are equal."""
+    """Histogram of positive ratios on a logarithmic axis, with a dotted line at 1."""
     reach = max(float(np.abs(np.log(values)).max()), 0.05)
     edges = np.exp(np.linspace(-reach, reach, 41))
     with _axes(2.4) as (figure, axes):
@@ -168,14 +164,14 @@ def ratios(title: str, values: np.ndarray, label: str) -> Markup:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(label)
-        axes.set_ylabel("per cent of the pairs")
+        axes.set_ylabel("% of the pairs")
         return _svg(figure, title)
 
 
 def scatter(title: str, images: np.ndarray, texts: np.ndarray, colours: np.ndarray) -> Markup:
-    """Images (n, 2) as discs and texts (n, 2) as triangles, a line from each image to its text.
+    """Images (n, 2) as discs and texts (n, 2) as triangles, with a line from each image to its text.
 
-    colours: (n,) numbers in CATEGORIES.
+    colours: (n,) positions in CATEGORIES.
     """
     with _axes(WIDTH) as (figure, axes):
         gap = np.full((len(images), 1), np.nan)
@@ -184,11 +180,19 @@ def scatter(title: str, images: np.ndarray, texts: np.ndarray, colours: np.ndarr
         for marker, points, size in (("o", images, 22), ("^", texts, 24)):
             for number in np.unique(colours):
                 of_category = points[colours == number]
-                axes.scatter(*of_category.T, s=size, marker=marker, color=CATEGORIES[number], alpha=0.85, linewidths=0)
+                axes.scatter(
+                    of_category[:, 0],
+                    of_category[:, 1],
+                    size,
+                    marker=marker,
+                    color=CATEGORIES[number],
+                    alpha=0.85,
+                    linewidths=0,
+                )
         axes.set_aspect("equal", "datalim")
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlabel("first axis of the map, without a unit")
+        axes.set_xlabel("first axis of the map (no unit)")
         axes.set_ylabel("second axis")
         axes.grid(visible=False)
         return _svg(figure, title)

@@ -24,7 +24,9 @@ from pipeline.errors import UserError
 from pipeline.files import fingerprint
 from pipeline.settings import Synthetic
 from readers.synthetic import World
-from reporting.report import Compared, marked, retrieval
+from reporting.compared_runs import ComparedRuns, mark_words
+from reporting.figures import read_metrics
+from reporting.sections import retrieval_of_pair
 from training.encoder import RunEncoder
 
 if TYPE_CHECKING:
@@ -156,9 +158,11 @@ def test_figures_are_those_of_metrics_json(runs: tuple[Path, Path], report: Path
         cells[0]: cells[1:] for cells in (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:])
     }
     figures = [json.loads((run / "metrics.json").read_text())["figures"] for run in runs]
-    assert {name.replace("_", " ") for name in figures[0]} == set(shown)
+    titles = {name: metric.title for name, metric in read_metrics(runs[0]).items()}
+    assert {titles[name] for name in figures[0]} == set(shown)
+    assert "5-way Recall@1, image to text" in shown
     for name, figure in figures[0].items():
-        cells = shown[name.replace("_", " ")]
+        cells = shown[titles[name]]
         assert cells[0] == f"{figure['value']:.4f}"
         assert cells[2] == f"{figures[1][name]['value']:.4f}"
         if "low" in figure:
@@ -181,15 +185,15 @@ def test_words_are_searched_and_an_unknown_one_is_said_to_be(runs: tuple[Path, P
 
 
 def test_matching_words_are_marked_in_any_script() -> None:
-    assert marked("Red, a redder RED.", ["red"], "en") == [
+    assert mark_words("Red, a redder RED.", ["red"], "en") == [
         ("Red", True),
         (", a redder ", False),
         ("RED", True),
         (".", False),
     ]
-    assert marked("红色的圆形", ["圆形"], "zh") == [("红色的", False), ("圆形", True)]
-    assert marked("a.b", [], "en") == [("a.b", False)]
-    assert marked("a.c abc", ["a.c"], "en") == [("a.c", True), (" abc", False)]
+    assert mark_words("红色的圆形", ["圆形"], "zh") == [("红色的", False), ("圆形", True)]
+    assert mark_words("a.b", [], "en") == [("a.b", False)]
+    assert mark_words("a.c abc", ["a.c"], "en") == [("a.c", True), (" abc", False)]
 
 
 @pytest.mark.slow
@@ -243,15 +247,15 @@ def test_one_run_of_several_embeddings_without_categories_that_is_not_evaluated(
     assert f"run evaluate.py --run {run} first" in html.unescape(page)
     encoder = RunEncoder(run)
     rows, x, y, _ = embedded(run)
-    found = Compared([encoder])
+    found = ComparedRuns([encoder])
     (query,) = found.positions_of([ODD[0]], 1)
     scores = [max(float(a @ b) for a in image for b in y[query]) for image in x]
-    ranked = retrieval(found, query, 3)["images"][0]
+    ranked = retrieval_of_pair(found, query, 3)["images"][0]
     assert [one["pair"] for one in ranked["results"]] == [int(rows[number]) for number in np.argsort(scores)[::-1][:3]]
     before = out.read_bytes()
     assert make_report.main(["--runs", str(run), "--count", "2"]).read_bytes() == before
     evaluate.main(["--run", str(run), "--evaluation.split", "val"])
-    assert Compared([RunEncoder(run)]).split == "val"
+    assert ComparedRuns([RunEncoder(run)]).split == "val"
 
 
 @pytest.mark.slow

@@ -1,0 +1,341 @@
+"""The sections of the report. Each is a function from the compared runs to what its template shows.
+
+To add a section: write a function here, a line in SECTIONS, and a template of that name in report_sections/.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from metrics import WAYS, Metric, registered
+from pipeline.files import read_array, read_json
+from pipeline.pairs import SPLITS, read_pairs
+from pipeline.settings import flatten
+from ranking import nearest, rank_of_own
+from reporting import plots
+from reporting.answers import near_words
+from reporting.compared_runs import ComparedRuns
+from reporting.figures import difference, read_queries
+from training.proximity import doc2vec_neighbors, neighbor_count, pair_distances
+from training.runs import read_run
+
+NEIGHBOR_PAIRS = 10_000
+"""Pairs of neighbors, at most, whose distances are compared: the number of the paper's Fig. 5."""
+EXTREMES = 5
+MAP_PAIRS = 200
+MAP_CATEGORIES = len(plots.CATEGORIES) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the user asks the report for."""
+
+    queries: Sequence[int] | None = None
+    """Pair numbers to search by; None: drawn by seed."""
+    words: Sequence[str] = ()
+    """Single words to search by."""
+    count: int = 6
+    """Queries that are drawn."""
+    top: int = 5
+    """Results of a query."""
+
+
+# --- Retrieval -------------------------------------------------------------------------------------------------------
+
+
+def retrieval(runs: ComparedRuns, options: Options) -> list[dict[str, Any]]:
+    """What some pairs' images find among the texts, and their texts among the images."""
+    return [
+        retrieval_of_pair(runs, position, options.top) for position in runs.positions_of(options.queries, options.count)
+    ]
+
+
+def retrieval_of_pair(runs: ComparedRuns, position: int, top: int) -> dict[str, Any]:
+    """What a pair's image finds among the texts, and its text among the images, in every run."""
+    words = set(runs.encoders[0].tokenizer.words(runs.texts[position]))
+    everything = np.arange(len(runs.rows))
+    return {
+        "query": runs.item(position),
+        "texts": [_ranked(runs, y, x[position], everything, top, words, position) for x, y in runs.embeddings],
+        "images": [_ranked(runs, x, y[position], runs.images, top, words, position) for x, y in runs.embeddings],
+    }
+
+
+def single_words(runs: ComparedRuns, options: Options) -> list[dict[str, Any]] | None:
+    """What single words find among the images in every run (the paper's Fig. 6), or why they cannot be searched."""
+    return [{"word": word, "runs": _retrieval_by_word(runs, word, options.top)} for word in options.words] or None
+
+
+def _retrieval_by_word(runs: ComparedRuns, word: str, top: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for encoder, (x, _) in zip(runs.encoders, runs.embeddings, strict=True):
+        (query,), problems = encoder.texts([word])
+        known, unknown = encoder.words(word)
+        if problems:
+            near = [other for one in unknown for other in near_words(one, encoder.vocabulary)]
+            found.append({"problem": problems[0], "near": near})
+        else:
+            found.append(_ranked(runs, x, query, runs.images, top, set(known), None))
+    return found
+
+
+def _ranked(
+    runs: ComparedRuns,
+    vectors: np.ndarray,
+    query: np.ndarray,
+    among: np.ndarray,
+    top: int,
+    words: set[str],
+    position: int | None,
+) -> dict[str, Any]:
+    """The `top` items nearest to a query and the rank of its best own item.
+
+    vectors: (R, D) or (R, K, D). among: positions that are searched. position: the query's; None: it has no own item.
+    """
+    gallery = vectors[among]
+    own = np.zeros(len(among), dtype=bool) if position is None else runs.groups[among] == runs.groups[position]
+    results = [
+        {"rank": rank, "score": score, "own": bool(own[place]), **runs.item(int(among[place]), words)}
+        for rank, (place, score) in enumerate(nearest(gallery, query, top, own=own), start=1)
+    ]
+    return {"results": results, "rank": rank_of_own(gallery, query, own) if own.any() else None, "of": len(among)}
+
+
+# --- Semantic proximity ----------------------------------------------------------------------------------------------
+
+
+def proximity(runs: ComparedRuns, _: Options) -> dict[str, Any]:
+    """Distances of Doc2Vec neighbors in the joint space: of two runs the ratio, of one run beside random pairs."""
+    near, random = neighbor_pairs(runs)
+    kinds = [_proximity_of(runs, kind, place, near, random) for place, kind in enumerate(("images", "texts"))]
+    return {"k": neighbor_count(len(runs.rows)), "pairs": len(near), "kinds": kinds}
+
+
+def neighbor_pairs(runs: ComparedRuns) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (P, 2) of pairs of different images: Doc2Vec neighbors, and random ones. By seed, at most 10,000."""
+    rng, count, groups = runs.rng(), len(runs.rows), runs.groups
+    vectors = np.array(read_array(runs.work.vectors)[runs.rows], dtype=np.float32)
+    anchors = np.sort(rng.permutation(count)[:NEIGHBOR_PAIRS])
+    near = np.unique(np.sort(doc2vec_neighbors(vectors, groups, anchors), axis=1), axis=0)
+    near = near[np.sort(rng.permutation(len(near))[:NEIGHBOR_PAIRS])]
+    random = rng.integers(count, size=(2 * NEIGHBOR_PAIRS, 2))
+    return near, random[groups[random[:, 0]] != groups[random[:, 1]]][:NEIGHBOR_PAIRS]
+
+
+def _proximity_of(
+    runs: ComparedRuns, kind: str, place: int, near_pairs: np.ndarray, random_pairs: np.ndarray
+) -> dict[str, Any]:
+    vectors = [of_run[place] for of_run in runs.embeddings]
+    near, random = (
+        [pair_distances(of_run[pairs[:, 0]], of_run[pairs[:, 1]]) for of_run in vectors]
+        for pairs in (near_pairs, random_pairs)
+    )
+    table = [
+        {"near": np.median(a), "random": np.median(b), "quotient": np.median(a) / max(np.median(b), 1e-12)}
+        for a, b in zip(near, random, strict=True)
+    ]
+    if len(near) == 2:
+        usable = np.flatnonzero((near[0] > 1e-6) & (near[1] > 1e-6))
+        values = near[0][usable] / near[1][usable]
+        title = f"Distances of neighboring {kind}: A over B"
+        plot = plots.ratios(title, values, "distance in A / distance in B") if len(values) else None
+    else:
+        usable, values = np.arange(len(near[0])), near[0]
+        title, colours = f"Distances of neighboring and of random {kind}", (plots.RUNS[0], plots.FAINT)
+        plot = plots.distribution(title, [near[0], random[0]], "distance in the joint space", colours=colours)
+    order = np.argsort(values, kind="stable")
+    extremes = {"smallest": order[:EXTREMES], "largest": order[::-1][:EXTREMES]}
+    return {
+        "kind": kind,
+        "plot": plot,
+        "table": table,
+        "left_out": len(near_pairs) - len(usable),
+        "median": float(np.median(values)) if len(values) else None,
+        "below_one": float((values < 1).mean()) if len(values) else None,
+        "extremes": [
+            {"name": name, "pairs": [_pair_with_value(runs, near_pairs[usable[n]], values[n]) for n in numbers]}
+            for name, numbers in extremes.items()
+        ],
+    }
+
+
+def _pair_with_value(runs: ComparedRuns, positions: np.ndarray, value: float) -> dict[str, Any]:
+    return {"value": float(value), "items": [runs.item(int(position)) for position in positions]}
+
+
+# --- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def figures(runs: ComparedRuns, _: Options) -> dict[str, Any]:
+    """What evaluate.py measured: bars, and a table with paired differences; or why a run has no figures."""
+    measured, problems = runs.figures
+    names = list(dict.fromkeys(name for of_run in measured if of_run for name in of_run))
+    differences: dict[str, str] = {}
+    if len(measured) == 2 and all(measured):
+        queries = [read_queries(encoder.run) for encoder in runs.encoders]
+        if queries[0]["pair"].equals(queries[1]["pair"]):
+            differences = {name: difference(queries[1], queries[0], name) for name in names}
+    table = [
+        {
+            "name": runs.metrics[name].title if name in runs.metrics else name.replace("_", " "),
+            "figures": [of_run and of_run.get(name) for of_run in measured],
+            "difference": differences.get(name, ""),
+        }
+        for name in names
+    ]
+    bars = _bars(runs, WAYS, "Recall, {}", "share of the queries; mAP: mean precision")
+    return {"problems": problems, "recalls": bars, "table": table, "differences": bool(differences)}
+
+
+def neighborhoods(runs: ComparedRuns, _: Options) -> list[dict[str, Any]]:
+    """Bars of neighborhood preservation; empty where it was not measured."""
+    return _bars(runs, ("images", "texts"), "Neighborhoods kept, {}", "share of the Doc2Vec neighbors")
+
+
+def _bars(runs: ComparedRuns, directions: Sequence[str], title: str, label: str) -> list[dict[str, Any]]:
+    """A plot for each direction: the metrics with that direction that are shares."""
+
+    def row(metric: Metric) -> tuple[str, list[Any]]:
+        return metric.label, [of_run and of_run.get(metric.name) for of_run in runs.figures[0]]
+
+    drawn = []
+    for direction in directions:
+        shares = [row(metric) for metric in runs.metrics.values() if metric.is_share and metric.direction == direction]
+        if rows := [(name, values) for name, values in shares if any(values)]:
+            caption = title.format(direction.replace("_", " "))
+            drawn.append({"title": caption, "plot": plots.bars(caption, rows, label)})
+    return drawn
+
+
+# --- Map -------------------------------------------------------------------------------------------------------------
+
+
+def joint_space_map(runs: ComparedRuns, _: Options) -> dict[str, Any]:
+    """A t-SNE map of drawn pairs in each run, coloured by category where there are categories."""
+    from sklearn.manifold import TSNE
+
+    count = min(MAP_PAIRS, len(runs.images))
+    drawn = np.sort(runs.rng().choice(runs.images, count, replace=False))
+    colours, legend = _category_colours(runs, drawn)
+    drawings = []
+    for letter, (x, y) in zip(runs.letters, runs.embeddings, strict=True):
+        images, texts = closest_of_pairs(x[drawn], y[drawn])
+        perplexity = min(30, (2 * count - 1) / 3)
+        tsne = TSNE(init="pca", perplexity=perplexity, random_state=runs.settings.seed, n_jobs=1)
+        points = tsne.fit_transform(np.concatenate([images, texts]).astype(np.float32))
+        title = f"Map of the joint space of run {letter}"
+        drawings.append(plots.scatter(title, points[:count], points[count:], colours))
+    return {"count": count, "legend": legend, "plots": drawings}
+
+
+def _category_colours(runs: ComparedRuns, positions: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Colour numbers of pairs (n,), and the legend: colour number and name of each category shown."""
+    categories = runs.data.categories[runs.rows[positions]]
+    frequent = [number for number, _ in Counter(categories[categories >= 0].tolist()).most_common(MAP_CATEGORIES)]
+    numbers = {category: number for number, category in enumerate(frequent)}
+    other = len(plots.CATEGORIES) - 1 if frequent else 0
+    colours = np.array([numbers.get(category, other) for category in categories.tolist()])
+    legend = [(number, runs.data.category_names[category]) for category, number in numbers.items()]
+    if frequent and (colours == other).any():
+        legend.append((other, "other, or none"))
+    return colours, legend
+
+
+def closest_of_pairs(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The closest two vectors of each pair, both (n, D), of PVSE embeddings (n, K, D). (n, D) are returned as given."""
+    if x.ndim == 2:
+        return x, y
+    scores = np.einsum("nkd,njd->nkj", x, y).reshape(len(x), -1)
+    first, second = np.divmod(scores.argmax(axis=1), y.shape[1])
+    places = np.arange(len(x))
+    return x[places, first], y[places, second]
+
+
+# --- Training --------------------------------------------------------------------------------------------------------
+
+LOSS_TITLES = {
+    "data/train_loss": "Training loss",
+    "data/val_loss": "Validation loss",
+    "data/l_i2t": "Image to text",
+    "data/l_sym": "Text to image (symmetric)",
+    "data/l_img": "L_img: images of neighbors",
+    "data/l_text": "L_text: neighboring texts",
+}
+
+
+def training_curves(runs: ComparedRuns, _: Options) -> list[dict[str, Any]]:
+    """A plot of every curve that a run has, as TensorBoard's own reader reads it."""
+    logs = [_read_scalars(runs, number) for number in range(len(runs.encoders))]
+    tags = sorted(set().union(*logs))
+    shown = {tag: (title, "loss term" if "data/l_" in tag else "weighted sum") for tag, title in LOSS_TITLES.items()}
+    shown |= {tag: (tag.removeprefix("data/"), "loss term") for tag in tags if "data/l_" in tag and tag not in shown}
+    for encoder in runs.encoders:
+        for metric in registered(encoder.settings.evaluation).values():
+            if metric.every_epoch:
+                shown[f"val/{metric.name}"] = f"Validation {metric.title}", "share" if metric.is_share else ""
+    drawn = []
+    for tag, (title, label) in shown.items():
+        lines = [log.get(tag) for log in logs]
+        if any(line is not None for line in lines):
+            missing = [letter for letter, line in zip(runs.letters, lines, strict=True) if line is None]
+            drawn.append({"title": title, "plot": plots.curves(title, lines, label), "missing": missing})
+    return drawn
+
+
+def _read_scalars(runs: ComparedRuns, number: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Steps and finite values of a run's TensorBoard scalars, by tag; without those that have none."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    log = EventAccumulator(str(runs.encoders[number].run), size_guidance={SCALARS: 0}).Reload()
+    found = {}
+    for tag in log.Tags()[SCALARS]:
+        events = [event for event in log.Scalars(tag) if np.isfinite(event.value)]
+        if events:
+            found[tag] = np.array([event.step for event in events]), np.array([event.value for event in events])
+    return found
+
+
+# --- How it was made -------------------------------------------------------------------------------------------------
+
+
+def how_made(runs: ComparedRuns, _: Options) -> dict[str, Any]:
+    """Settings, those that differ first; pairs by split; rejected rows; training times; versions."""
+    trees = []
+    for encoder in runs.encoders:
+        settings, weights = read_run(encoder.run)
+        of_weights = {f"weight {name}": value for name, value in dataclasses.asdict(weights).items()}
+        trees.append(of_weights | flatten(settings))
+    settings_table = [(name, [str(tree[name]) for tree in trees]) for name in trees[0]]
+    stamp = runs.work.folder / "prepare_dataset.json"
+    prepared = read_json(stamp)["figures"] if stamp.is_file() else {}
+    counts = Counter(read_pairs(runs.work.folder, ["split"])["split"].to_pylist())
+    trained = [read_json(encoder.run / "run.json") for encoder in runs.encoders]
+    libraries = dict.fromkeys(name for run in trained for name in run["versions"])
+    return {
+        "settings": settings_table,
+        "differing": [(name, values) for name, values in settings_table if len(set(values)) > 1],
+        "splits": [(split, counts[split], len(runs.data.rows[split])) for split in SPLITS],
+        "rejected": list(prepared.get("rejected", {}).items()),
+        "published": prepared.get("published"),
+        "images": prepared.get("images"),
+        "runs": trained,
+        "versions": [(name, [run["versions"].get(name, "") for run in trained]) for name in libraries],
+    }
+
+
+Section = Callable[[ComparedRuns, Options], Any]
+
+SECTIONS: dict[str, tuple[str, Section]] = {
+    "retrieval": ("Retrieval", retrieval),
+    "words": ("Single words", single_words),
+    "proximity": ("Semantic proximity", proximity),
+    "figures": ("Figures", figures),
+    "neighborhoods": ("Neighborhoods", neighborhoods),
+    "map": ("Map of the joint space", joint_space_map),
+    "training": ("Training", training_curves),
+    "made": ("How it was made", how_made),
+}
+"""Title and function of every section, by the name of its template. A section that returns None is left out."""
