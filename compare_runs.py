@@ -3,33 +3,32 @@
     python compare_runs.py work/openclipart/runs/l_i2t_l_sym_1_l_img_0_l_text_0-seed=0 \\
         work/openclipart/runs/l_i2t_l_sym_1_l_img_0_3_l_text_0_2-seed=0
 
-Reads each run's metrics.json and queries.parquet (evaluate.py). A difference is over the same test pairs, with a 95 %
-bootstrap interval over their images: over pairs, that is, not over trainings. Over seeds: reproduce_tables.py.
+Reads each run's metrics.json and queries.parquet (evaluate.py). A difference is over the same test pairs. Its 95 %
+bootstrap interval is over their images: it says nothing of other trainings. For intervals over seeds see
+reproduce_tables.py.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.command_line import run_script
+from pipeline.command_line import Parser, run_script
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from reporting.figures import difference, read_figures, read_queries
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of evaluated runs, the baseline first")
-    runs: list[Path] = parser.parse_args(argv).runs
+    runs = parse_arguments(argv).runs
+
+    from reporting.figures import difference, read_figures, read_queries
+
     figures = [read_figures(run) for run in runs]
     queries = [read_queries(run) for run in runs]
-    datasets = [read_json(run / "inputs.json").get("pairs.parquet") for run in runs]
-    for run, dataset, table in zip(runs, datasets, queries, strict=True):
-        if dataset != datasets[0]:
-            raise UserError(
-                f"{run} and {runs[0]} were trained on different pairs.parquet, so that no figure is over the same pairs"
-            )
-        if not table["pair"].equals(queries[0]["pair"]):
-            raise UserError(f"{run} was evaluated on other pairs than {runs[0]}; evaluate both on the same split")
+    check_same_pairs(runs, queries)
 
     for number, run in enumerate(runs):
         print(f"[{number}] {run.name}")
@@ -39,9 +38,29 @@ def main(argv: list[str] | None = None) -> None:
     width = max(map(len, names))
     print(f"{'':{width}}{header}{'chance':>10}")
     for name in names:
-        cells = [f"{run_figures[name]['value']:9.4f}" for run_figures in figures]
+        cells = [f"{of_run[name]['value']:9.4f}" for of_run in figures]
         cells += [f"{difference(queries[0], other, name):>26}" for other in queries[1:]]
         print(f"{name:{width}}{''.join(cells)}{figures[0][name]['chance']:10.4f}")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of evaluated runs, the baseline first")
+    return parser.parse_args(argv)
+
+
+def check_same_pairs(runs: Sequence[Path], queries: Sequence["pa.Table"]) -> None:
+    """Raise UserError where a run was trained on another dataset, or evaluated on other pairs, than the first."""
+    datasets = [read_json(run / "inputs.json").get("pairs.parquet") for run in runs]
+    for run, dataset, table in zip(runs, datasets, queries, strict=True):
+        if dataset != datasets[0]:
+            raise UserError(
+                f"{run} and {runs[0]} were trained on different pairs.parquet, so no figure is over the same pairs; "
+                "compare runs of one WORK"
+            )
+        if not table["pair"].equals(queries[0]["pair"]):
+            raise UserError(f"{run} was evaluated on other pairs than {runs[0]}; evaluate both on the same split")
 
 
 if __name__ == "__main__":

@@ -13,29 +13,16 @@ writes to the run's folder:
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-import metrics
-from datasets import load_prepared
-from metrics import EmbeddedPairs
 from pipeline.command_line import make_parser, parse_settings, peek, run_script, say_next
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_array, read_json, write_json, written_whole
-from pipeline.pairs import load_images
-from pipeline.schema import EVALUATION, Evaluation
+from pipeline.schema import EVALUATION
 from pipeline.settings import Settings, flatten, names_shaping, select
-from reporting.figures import Figure, bootstrap_interval
-from reporting.precision_curves import Curves, precision_curves
-from training import tensorboard_pages
-from training.embedding import embed_split, made_from
-from training.runs import choose_device, finished_run, load_model
+from pipeline.work import Work
 
 SHAPING = names_shaping(EVALUATION)
 """Settings that shape what is written."""
@@ -46,6 +33,19 @@ FREE = ("evaluation.", "training.device", "training.workers")
 
 def main(argv: list[str] | None = None) -> None:
     run, settings = run_and_settings(sys.argv[1:] if argv is None else argv)
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from datasets import load_prepared
+    from metrics import EmbeddedPairs
+    from pipeline.pairs import load_images
+    from reporting.evaluation import measure, print_table, write_scalars
+    from reporting.precision_curves import precision_curves
+    from training import tensorboard_pages
+    from training.embedding import embed_split, made_from
+    from training.runs import choose_device, load_model
+
     split = settings.evaluation.split
     stamp, outputs = run / "evaluate.json", [run / "metrics.json", run / "queries.parquet"]
     shaping = {
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(run, settings, device)
     rows = data.rows[split]
     x, y = embed_split(model, data, settings, device)
-    reference = np.array(read_array(settings.work_folder / "doc2vec" / "vectors.npy")[rows])
+    reference = np.array(read_array(Work(settings.work_folder).vectors)[rows])
     groups, unused = data.image_ids[rows], data.unused[split]
     pairs = EmbeddedPairs(x, y, groups, data.categories[rows], reference, settings.evaluation.preservation_k)
     figures, scores = measure(pairs, settings.evaluation, settings.seed)
@@ -95,7 +95,11 @@ def run_and_settings(argv: list[str]) -> tuple[Path, Settings]:
     )
     given = peek(argv, "--run")
     run = Path((given or [""])[-1])
-    trained = finished_run(run, force="--force" in argv)[0] if given else None
+    trained = None
+    if given:
+        from training.runs import finished_run
+
+        trained = finished_run(run, force="--force" in argv)[0]
     settings, _, _ = parse_settings(parser, argv, base=trained)
     if trained is None:  # --run was given without a value: else the parser has asked for it
         raise UserError("--run names no folder; give it that of a finished run, WORK/runs/NAME")
@@ -107,61 +111,6 @@ def run_and_settings(argv: list[str]) -> tuple[Path, Settings]:
                 "--evaluation.*, --training.device and --training.workers), or train another run with it"
             )
     return run, settings
-
-
-def measure(pairs: EmbeddedPairs, evaluation: Evaluation, seed: int) -> tuple[dict[str, Figure], dict[str, np.ndarray]]:
-    """Every metric's value, 95 % interval and value by chance; and what each pair scored in those that score pairs.
-
-    Metrics that are not defined on these pairs are left out; why is printed. seed: of the bootstrap.
-    """
-    figures: dict[str, Figure] = {}
-    scores_of_pairs: dict[str, np.ndarray] = {}
-    left_out: list[str] = []
-    asked_for = metrics.registered(evaluation).values()
-    for metric in tqdm(asked_for, desc="measuring", unit="metric", leave=False, disable=None):
-        try:
-            scores = metric.compute(pairs)
-        except metrics.NotMeasurable as why:
-            left_out.append(str(why))
-            continue
-        chance = metric.chance(pairs)
-        if not isinstance(scores, metrics.Scores):
-            figures[metric.name] = {"value": scores, "chance": chance}
-            continue
-        groups = pairs.groups if scores.groups is None else scores.groups
-        low, high = bootstrap_interval(scores.values, groups, resamples=evaluation.bootstrap, seed=seed)
-        figures[metric.name] = {"value": float(scores.values.mean()), "low": low, "high": high, "chance": chance}
-        if scores.groups is None:
-            scores_of_pairs[metric.name] = scores.values
-    for reason in dict.fromkeys(left_out):
-        print(reason)
-    return figures, scores_of_pairs
-
-
-def print_table(figures: Mapping[str, Figure]) -> None:
-    """The figures, a line each."""
-    width = max(map(len, figures))
-    print(f"{'':{width}}   value   95 % interval    chance")
-    for name, figure in figures.items():
-        interval = f"{figure['low']:.4f} {figure['high']:.4f}" if "low" in figure else " " * 13
-        value = f"{figure['value']:.4f}" if "low" in figure else f"{figure['value']:.1f}"
-        print(f"{name:{width}}  {value:>6}   {interval}   {figure['chance']:.4f}")
-
-
-def write_scalars(run: Path, figures: Mapping[str, Figure], curves: Curves, split: str, epoch: int) -> None:
-    """The figures as TensorBoard scalars at the best epoch; those of an earlier evaluation are removed.
-
-    A curve has its recall in per cent, or its scope, in place of the step.
-    """
-    suffix = ".evaluation"
-    for old in run.glob(f"events.out.tfevents.*{suffix}"):
-        old.unlink()
-    with SummaryWriter(str(run), filename_suffix=suffix) as board:
-        for name, figure in figures.items():
-            board.add_scalar(f"{split}/{name}", figure["value"], epoch)
-        for name, points in curves.items():
-            for place, precision in points.items():
-                board.add_scalar(f"{split}_{name}", precision, place)
 
 
 def say_done(run: Path, done: str, outputs: list[Path]) -> None:

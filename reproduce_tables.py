@@ -21,19 +21,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-import evaluate
-import extract_doc2vec_vectors
-import extract_image_features
-import knn_document_features
-import prepare_dataset
-import train_cross_modal_retrieval_model
-import train_doc2vec
-import train_siamese_labels
-import tune_loss_weights
 from pipeline.command_line import make_parser, parse_settings, run_script, without
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
@@ -42,9 +34,10 @@ from pipeline.settings import Settings, flatten
 from pipeline.work import Work
 from readers.openclipart import openclipart
 from reporting import tables
-from reporting.figures import Figure
 from reporting.tables import OF_THE_PAPER, TABLES, Method, Table
-from training.runs import read_run
+
+if TYPE_CHECKING:
+    from reporting.figures import Figure
 
 
 @dataclass(frozen=True)
@@ -136,7 +129,7 @@ def train_all(request: Request) -> dict[str, list[Path]]:
     return runs
 
 
-FiguresOfRuns = Mapping[str, list[Mapping[str, Figure]]]
+FiguresOfRuns = Mapping[str, list[Mapping[str, "Figure"]]]
 """By method, the figures of its runs in the order of the seeds."""
 
 
@@ -163,12 +156,7 @@ def write_table(table: Table, request: Request, runs: Mapping[str, list[Path]], 
     }
     chance = {metric.name: figures[names[0]][0][metric.name]["chance"] for metric in columns}
     content = tables.fill(table, columns, values, request.dataset, chance)
-    markdown = tables.to_markdown(content, heading(request))
-    for method in methods:
-        if method.tuned:
-            weights = [read_run(run)[1] for run in runs[method.name]]
-            found = ", ".join(f"`{of_seed.sym:g} {of_seed.img:g} {of_seed.text:g}`" for of_seed in weights)
-            markdown += f"\n{method.name}, weights SYM IMG TEXT found for each seed: {found}\n"
+    markdown = tables.to_markdown(content, heading(request)) + weights_found(methods, runs)
     made_by = {name: [run.name for run in runs[name]] for name in names}
     path = request.out / f"table{table.number}.json"
     write_json(path, {"command": request.command, "seeds": request.seeds, **content, "runs": made_by})
@@ -179,6 +167,18 @@ def write_table(table: Table, request: Request, runs: Mapping[str, list[Path]], 
 def is_measured(name: str, methods: list[str], figures: FiguresOfRuns) -> bool:
     """Whether all runs of these methods have the figure: a small test split has no 200 neighbors to preserve."""
     return all(name in run for method in methods for run in figures[method])
+
+
+def weights_found(methods: list[Method], runs: Mapping[str, list[Path]]) -> str:
+    """A paragraph for each tuned method, with the loss weights of its runs."""
+    from training.runs import read_run
+
+    paragraphs = ""
+    for method in [method for method in methods if method.tuned]:
+        weights = [read_run(run)[1] for run in runs[method.name]]
+        found = ", ".join(f"`{of_seed.sym:g} {of_seed.img:g} {of_seed.text:g}`" for of_seed in weights)
+        paragraphs += f"\n{method.name}, weights SYM IMG TEXT found for each seed: {found}\n"
+    return paragraphs
 
 
 def heading(request: Request) -> str:
@@ -202,6 +202,16 @@ def trained(method: Method, seed: int, settings: Settings, shared: list[str]) ->
 
     None where the method needs images with several texts and no train image has them.
     """
+    import evaluate
+    import extract_doc2vec_vectors
+    import extract_image_features
+    import knn_document_features
+    import prepare_dataset
+    import train_cross_modal_retrieval_model
+    import train_doc2vec
+    import train_siamese_labels
+    import tune_loss_weights
+
     work = settings.work_folder.with_name(f"{settings.work_folder.name}-seed={seed}")
     base = [*shared, "--seed", str(seed), "--work", str(work), "--features", str(settings.features_folder)]
     base += [word for name, value in method.settings.items() for word in (f"--{name}", value)]

@@ -2,11 +2,11 @@
 
     python benchmarks/evaluation.py [--pairs 33000] [--captions 1] [--device cuda]
 
-Makes up unit embeddings of 256 dimensions, texts near their images, and Doc2Vec vectors of 200, and calls
-evaluate.measure on them as evaluate.py does: k-way Recall@1 for k 5 and 20 and the full gallery's recall both ways,
-neighborhood preservation of 200 and of 1 % for images and texts, mAP over 10 categories where asked for, and the 95 %
-interval of each. With --captions 5 five pairs share an image, as in COCO. Printed are the wall time of all and of its
-parts, and the peak of the process's memory.
+Makes up unit embeddings of 256 dimensions, texts near their images, and Doc2Vec vectors of 200, and measures them as
+evaluate.py does (reporting/evaluation.py): k-way Recall@1 for k 5 and 20 and the full gallery's recall both ways,
+neighborhood preservation of 200 and of 1 % for images and texts, mAP over --categories, and the 95 % interval of each.
+With --captions 5 five pairs share an image, as in COCO. Prints the wall time of all and of its parts, and the peak of
+the process's memory.
 """
 
 import argparse
@@ -26,10 +26,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from timing import machine, print_table, shown, synchronise, timed  # noqa: E402
 
-import evaluate  # noqa: E402
 import metrics  # noqa: E402
 from metrics import EmbeddedPairs  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
+from reporting import evaluation  # noqa: E402
 
 PARTS = {
     "rank_pairs": "ranks of the pairs, both ways",
@@ -48,11 +48,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()
     made_up = draw(arguments.pairs, arguments.captions, arguments.categories, arguments.device)
-    evaluation, spent = Settings().evaluation, defaultdict(float)
+    settings, spent = Settings().evaluation, defaultdict(float)
     for name in PARTS:
-        module = evaluate if name == "bootstrap_interval" else metrics
+        module = evaluation if name == "bootstrap_interval" else metrics
         setattr(module, name, clocked(getattr(module, name), name, spent, arguments.device))
-    total = timed(lambda: evaluate.measure(EmbeddedPairs(*made_up), evaluation, 0), arguments.repeats, arguments.device)
+
+    def measure() -> None:
+        evaluation.measure(EmbeddedPairs(*made_up), settings, seed=0)
+
+    total = timed(measure, arguments.repeats, arguments.device)
     calls = arguments.repeats + 1
     parts = [[title, shown(spent[name] / calls)] for name, title in PARTS.items() if name in spent]
     images = len(np.unique(made_up[2]))

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metrics import Metric, registered
 from pipeline.schema import Evaluation
-from reporting.figures import paired_t_interval
+
+if TYPE_CHECKING:
+    from metrics import Metric
 
 ANGULAR, TRIPLET = (1.0, 0.3, 0.2), (1.0, 0.1, 0.3)  # SYM, IMG, TEXT of Sec. 3.3; the paper's beta is IMG, alpha TEXT
 
@@ -76,8 +77,10 @@ class Table:
     note: str = ""
     """What the reader must know of the rows."""
 
-    def columns(self, evaluation: Evaluation) -> list[Metric]:
+    def columns(self, evaluation: Evaluation) -> list["Metric"]:
         """The metrics of the columns, those of different directions side by side."""
+        from metrics import registered  # late: it imports torch, which a mistake in a flag need not wait for
+
         columns = list(registered(evaluation, self.family).values())
         keys = list(dict.fromkeys(metric.key for metric in columns))
         return sorted(columns, key=lambda metric: keys.index(metric.key))
@@ -218,7 +221,7 @@ PAPER: dict[int, dict[str, dict[str, tuple[float, float]]]] = {
 
 def fill(
     table: Table,
-    columns: Sequence[Metric],
+    columns: Sequence["Metric"],
     values: Mapping[str, Mapping[str, Sequence[float]]],
     dataset: str,
     chance: Mapping[str, float],
@@ -282,11 +285,13 @@ def _summary(
 def _difference(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float] | None:
     if len(values) < 2:
         return None
+    from reporting.figures import paired_t_interval
+
     mean, low, high = paired_t_interval(np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float))
     return {"mean": mean, "low": low, "high": high}
 
 
-def _mark(rows: list[dict[str, Any]], metric: Metric, mark: str, among: list[dict[str, Any]]) -> None:
+def _mark(rows: list[dict[str, Any]], metric: "Metric", mark: str, among: list[dict[str, Any]]) -> None:
     """Set `mark` on the best cell of a column among some rows, if there are several to choose from."""
     if len(among) > 1:
         best = max if metric.higher_is_better else min

@@ -15,6 +15,7 @@ import train_cross_modal_retrieval_model as training
 from metrics import METRICS, EmbeddedPairs, Metric, NotMeasurable, Scores
 from pipeline.schema import Evaluation
 from pipeline.settings import Settings
+from reporting.evaluation import measure
 
 
 @pytest.mark.slow
@@ -31,7 +32,7 @@ def test_unrelated_embeddings_score_what_stands_beside_as_chance() -> None:
         y = torch.from_numpy(rng.normal(size=(len(image_ids), 6)).astype(np.float32))
         reference = rng.normal(size=(30, 6))[image_ids] + 0.1 * rng.normal(size=(len(image_ids), 6))
         pairs = EmbeddedPairs(x, y, image_ids, categories, reference, evaluation.preservation_k)
-        figures, _ = evaluate.measure(pairs, evaluation, seed=0)
+        figures, _ = measure(pairs, evaluation, seed=0)
         values.append([figure["value"] for figure in figures.values()])
     errors = np.std(values, axis=0) / np.sqrt(len(values))
     names = list(figures)
@@ -88,7 +89,7 @@ def test_a_metric_that_is_not_measurable_is_left_out_and_says_why_once(
     )
     x, evaluation = torch.eye(4), Settings().evaluation
     pairs = EmbeddedPairs(x, x, np.arange(4), np.full(4, -1), x.numpy(), preservation_k=200)
-    figures, scores = evaluate.measure(pairs, evaluation, seed=0)
+    figures, scores = measure(pairs, evaluation, seed=0)
     assert not {"no_images", "no_texts", "map_image_to_text", "preservation_200_images"} & set(figures)
     assert {"preservation_1_percent_images", "median_rank_image_to_text"} <= set(figures)
     assert set(scores) == {name for name in figures if "way_" in name or "preservation" in name}
