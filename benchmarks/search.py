@@ -2,9 +2,9 @@
 
     python benchmarks/search.py [--queries 50]
 
-Makes up indexes of random unit vectors of 256 dimensions in a temporary folder (1 GB for the largest), memory-maps them
-as search.py does, and asks for the 10 images most like each of some random queries, their paths and texts included.
-Prints the table of benchmarks/README.md.
+Draws random unit vectors of 256 dimensions as indexes in a temporary folder (1 GB for the largest), memory-maps them as
+search.py does, and searches the 10 images nearest to each random query, with their paths and texts. Prints the table of
+benchmarks/README.md.
 """
 
 import argparse
@@ -30,19 +30,19 @@ from reporting.retrieval_index import EmbeddedItems, Index  # noqa: E402
 DIMENSIONS, TOP = 256, 10
 SIZES = [(10_000, 1, np.float32), (250_000, 1, np.float32), (250_000, 1, np.float16), (250_000, 2, np.float32)]
 SIZES += [(1_000_000, 1, np.float32)]
-PART = 50_000  # vectors made up at a time
+PART = 50_000  # vectors drawn at a time
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=50, help="queries a size; of float16 a tenth")
+    parser.add_argument("--queries", type=int, default=50, help="queries of each size; of float16 a tenth of them")
     queries = parser.parse_args().queries
     print("| pairs | embeddings each | stored as | first answer | median | slowest |")
     print("| ---: | ---: | --- | ---: | ---: | ---: |")
     for items, several, dtype in SIZES:
         asked = queries if dtype is np.float32 else max(queries // 10, 3)
         with tempfile.TemporaryDirectory() as folder:
-            index = made_up(Path(folder) / "images.npy", items, several, dtype)
+            index = make_index(Path(folder) / "images.npy", items, several, dtype)
             first, *others = seconds(index, several, asked)
         cells = [f"{1000 * value:.1f} ms" for value in (first, float(np.median(others)), max(others))]
         print(f"| {items:,} | {several} | {np.dtype(dtype).name} | {' | '.join(cells)} |", flush=True)
@@ -50,13 +50,13 @@ def main() -> None:
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Random float32 vectors of length 1."""
+    """Random float32 unit vectors."""
     drawn = rng.standard_normal(shape, dtype=np.float32)
     return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
 
 
-def made_up(path: Path, items: int, several: int, dtype: type) -> Index:
-    """An index of so many images with so many embeddings each, the vectors in a file."""
+def make_index(path: Path, items: int, several: int, dtype: type) -> Index:
+    """An index of `items` images with `several` embeddings each, its vectors in a file."""
     rng = np.random.default_rng(0)
     shape = (items, several, DIMENSIONS) if several > 1 else (items, DIMENSIONS)
     vectors = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
@@ -77,7 +77,7 @@ def made_up(path: Path, items: int, several: int, dtype: type) -> Index:
 
 
 def seconds(index: Index, several: int, queries: int) -> list[float]:
-    """What each of some random queries takes."""
+    """Seconds that each of `queries` random queries takes."""
     rng = np.random.default_rng(1)
     taken = []
     for query in unit(rng, queries, several, DIMENSIONS):

@@ -120,7 +120,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = False) -> np.ndarray:
+def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = False) -> np.memmap:
     """A memory-mapped array in a .npy file, to be written piece by piece; with `keep` the existing one.
 
     Raises UserError where it cannot be written, or the existing one is not whole.

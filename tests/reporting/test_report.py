@@ -24,9 +24,10 @@ from pipeline.errors import UserError
 from pipeline.files import fingerprint
 from pipeline.settings import Synthetic
 from readers.synthetic import World
+from reporting import page as page_module
 from reporting.compared_runs import ComparedRuns, mark_words
 from reporting.figures import read_metrics
-from reporting.sections import retrieval_of_pair
+from reporting.sections import SECTIONS, retrieval_of_pair
 from training.encoder import RunEncoder
 
 if TYPE_CHECKING:
@@ -105,6 +106,15 @@ def embedded(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]
 def sections(page: str) -> dict[str, str]:
     """The page's sections by id."""
     return dict(re.findall(r'<section id="(\w+)">(.*?)</section>', page, re.DOTALL))
+
+
+@pytest.mark.slow
+def test_the_page_has_every_section_in_order_and_a_link_to_each(report: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    assert re.findall(r'<section id="(\w+)">', page) == list(SECTIONS)
+    assert re.findall(r'<a href="#(\w+)">(.*?)</a>', page) == [(name, title) for name, (title, _) in SECTIONS.items()]
+    templates = Path(page_module.__file__).parent / "report_sections"
+    assert {path.stem for path in templates.iterdir()} == set(SECTIONS)
 
 
 @pytest.mark.slow
