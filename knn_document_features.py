@@ -32,7 +32,7 @@ from pipeline.steps import (
     output_paths,
     require,
 )
-from text_space.neighbors import Found, category_share, find_neighbors
+from text_space.neighbors import NeighborLists, category_share, find_neighbors
 
 TEXTS_SHOWN, NEIGHBORS_SHOWN = 3, 10
 LARGEST_K_FILLED_UP = 10_000
@@ -63,7 +63,7 @@ def shorten(text: str, columns: int) -> str:
     return text[: np.searchsorted(ends, columns - 1, side="right")] + "…"
 
 
-def show_texts(texts: pa.ChunkedArray, rows: np.ndarray, found: Found, seed: int) -> None:
+def show_texts(texts: pa.ChunkedArray, rows: np.ndarray, found: NeighborLists, seed: int) -> None:
     """Print a few of `rows` (pair numbers that `found` speaks of, texts of all pairs in `texts`) with their nearest."""
     columns = shutil.get_terminal_size().columns
     for query in np.random.default_rng(seed).permutation(len(rows))[:TEXTS_SHOWN]:

@@ -18,7 +18,6 @@ recall and time of HNSW at several efforts. The crossover is what neighbors.EXAC
 import argparse
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from itertools import pairwise
@@ -40,7 +39,7 @@ from pipeline.files import read_array, write_array  # noqa: E402
 from pipeline.processes import cores  # noqa: E402
 from pipeline.settings import Neighbors, Settings, load_settings  # noqa: E402
 from text_space.doc2vec import embed_batches, text_batches  # noqa: E402
-from text_space.neighbors import HNSW, find_neighbors, recall  # noqa: E402
+from text_space.neighbors import GraphSearch, exact_neighbors, find_neighbors, recall  # noqa: E402
 from text_space.tokenizer import load_tokenizer  # noqa: E402
 
 
@@ -149,17 +148,16 @@ def crossover(seconds: list[tuple[int, float, float]]) -> str:
 def curve(vectors: np.ndarray, k: int, efforts: list[int], queries: int) -> None:
     """Print recall and time of HNSW by effort, on rows drawn by seed, beside exact search."""
     sample = np.random.default_rng(1).permutation(len(vectors))[:queries]
-    with tempfile.TemporaryDirectory() as folder:
-        index = HNSW(vectors, [], Neighbors(k=k), torch.get_num_threads(), Path(folder))
+    graph = GraphSearch(vectors, [], Neighbors(k=k), torch.get_num_threads())
+    started = time.perf_counter()
+    truth = exact_neighbors(vectors, sample, k, [], "faiss")
+    rows = [["exact", "1.0000", shown((time.perf_counter() - started) / len(sample))]]
+    for effort in efforts:
+        graph.effort = effort
         started = time.perf_counter()
-        truth = index.true_neighbors(sample)
-        rows = [["exact", "1.0000", shown((time.perf_counter() - started) / len(sample))]]
-        for effort in efforts:
-            index.effort = effort
-            started = time.perf_counter()
-            found = index.neighbors(sample)
-            taken = (time.perf_counter() - started) / len(sample)
-            rows.append([effort, f"{recall(found, truth):.4f}", shown(taken)])
+        found = graph.neighbors(sample)
+        taken = (time.perf_counter() - started) / len(sample)
+        rows.append([effort, f"{recall(found, truth):.4f}", shown(taken)])
     print(f"\n{len(vectors):,} rows, {len(sample):,} asked about:")
     print_table(["efSearch", "recall", "time a row"], rows)
 

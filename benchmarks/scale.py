@@ -47,7 +47,7 @@ from pipeline.pairs import numbered, read_pairs, rows_of_split  # noqa: E402
 from pipeline.processes import cores  # noqa: E402
 from pipeline.settings import load_settings  # noqa: E402
 from pipeline.steps import FIND_NEIGHBORS  # noqa: E402
-from text_space.neighbors import HNSW, ROWS_A_STEP, recall  # noqa: E402
+from text_space.neighbors import ROWS_A_STEP, GraphSearch, exact_neighbors, recall  # noqa: E402
 
 RESULTS = Path(__file__).parent / "scale.jsonl"
 SCRIPTS = ("prepare_dataset.py", "train_doc2vec.py", "extract_doc2vec_vectors.py", "knn_document_features.py")
@@ -258,10 +258,10 @@ def ask_a_sample(work: Path, count: int) -> None:
     with tempfile.TemporaryDirectory(dir=work) as folder:
         vectors = rows_of(read_array(work / "doc2vec" / "vectors.npy"), rows, Path(folder))
         started = time.monotonic()
-        index = HNSW(vectors, groups, settings, cores(), Path(folder))
+        index = GraphSearch(vectors, groups, settings, cores())
         built = time.monotonic()
         sample = np.random.default_rng(0).permutation(len(rows))
-        truth = index.true_neighbors(sample[: settings.recall_sample])
+        truth = exact_neighbors(vectors, sample[: settings.recall_sample], settings.k, groups, "faiss")
         exact = time.monotonic()
         recalls: dict[int, float] = {}
         limit = len(rows) // ROWS_A_STEP

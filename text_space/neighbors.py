@@ -1,15 +1,11 @@
-"""Nearest neighbors of every row of a matrix: exact, or approximate (HNSW, Malkov and Yashunin 2016), recall measured.
+"""Nearest neighbors of every row of a matrix: exact, or approximate (HNSW) with measured recall.
 
-Rows are positions 0 … n - 1. A row is no neighbor of itself, nor of a row it shares a group with: `groups` are arrays
-(n,) of numbers, equal where two rows belong together (one image, one text). Results are `Found`: nearest first, of two
-at the same distance the lower position first, positions -1 and distances inf where a row has fewer than k neighbors.
+Rows are positions 0 … n - 1. A row is no neighbor of itself, nor of a row of the same group. `groups` are arrays (n,)
+of numbers, equal where two rows belong together (one image, one text). Results are `NeighborLists`.
 """
 
-import contextlib
-import functools
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,10 +14,9 @@ import torch
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.files import open_array, read_json, write_json, written_whole
+from pipeline.files import open_array, read_json, write_json
 from pipeline.settings import Neighbors
-
-Distance = Literal["euclidean", "cosine"]
+from text_space.hnsw import FaissGraph, slices
 
 EXACT_UP_TO = 150_000
 """Rows up to which `neighbors.method: auto` searches exactly.
@@ -38,19 +33,29 @@ Measured on two cores, 200 dimensions, milliseconds a row: among 2,923,961 rows 
 12,992 60; among 100,000 rows exact search 0.38, HNSW at efSearch 203 0.29 and at 400 0.65.
 """
 
-_SPARE = 16  # answers of exact search more than are needed, for the rounding of its matrix products
-_ANSWERS = 1_000_000  # answers that exact search holds at a time
-_COLUMNS = 65_536  # points that a row is compared with at a time
-_CHUNK = 10_000  # rows that HNSW is asked about, or that are added to it, at a time
-SAVE_EVERY = 600.0
-"""Seconds of building HNSW after which what is built is saved; at 3.3 million texts that writes 3 GB."""
+SPARE_ANSWERS = 16
+"""Answers that exact search asks for beyond those it needs: its matrix products round."""
+ANSWERS_AT_A_TIME = 1_000_000
+"""Answers that exact search holds at a time."""
+COLUMNS_AT_A_TIME = 65_536
+"""Points that the torch product compares a row with at a time."""
+ROWS_AT_A_TIME = 10_000
+"""Rows that are searched before they count as done."""
 
 
-class Found(NamedTuple):
-    """Neighbors of q rows: positions (q, k) int64 (int32 on disk) and distances (q, k) float32."""
+class NeighborLists(NamedTuple):
+    """Neighbors of q rows: positions (q, k) int64 (int32 on disk) and distances (q, k) float32.
+
+    The nearest come first; of two at the same distance, the lower position. A row with fewer than k neighbors ends in
+    positions -1 at distance inf.
+    """
 
     positions: np.ndarray
     distances: np.ndarray
+
+
+Search = Callable[[np.ndarray], NeighborLists]
+"""From rows (q,) to their neighbors by Euclidean distance."""
 
 
 def find_neighbors(
@@ -60,67 +65,39 @@ def find_neighbors(
     seed: int,
     deterministic: bool,
     unfinished: Path | None = None,
-) -> tuple[Found, dict[str, Any]]:
+) -> tuple[NeighborLists, dict[str, Any]]:
     """Neighbors of every row of `vectors` (n, d) by `neighbors.method`, and figures on how they were found.
 
-    With the folder `unfinished`, HNSW and what it finds lie in it, memory-mapped, and a search that was stopped goes on
-    from there; exact search begins anew. Raises UserError where HNSW cannot reach `neighbors.min_recall`.
+    With the folder `unfinished`, the results lie in it, memory-mapped. A stopped search resumes there; a graph is
+    rebuilt. Raises UserError where HNSW cannot reach `neighbors.min_recall`.
     """
-    method = settings.method
-    if method == "auto":
-        method = "exact" if len(vectors) <= EXACT_UP_TO else "hnsw"
-    rows = np.arange(len(vectors))
-    with contextlib.ExitStack() as stack:
-        folder = unfinished or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if method == "exact":
-            cosine = settings.distance == "cosine"
-            points = on_sphere(vectors) if cosine else np.ascontiguousarray(vectors, dtype=np.float32)
-            found, figures = (
-                _distances(exact_neighbors(points, rows, settings.k, groups), settings),
-                {"method": "exact"},
-            )
-        else:
-            threads = 1 if deterministic else torch.get_num_threads()
-            started = time.monotonic()
-            index = HNSW(vectors, groups, settings, threads, folder)
-            build_seconds = round(time.monotonic() - started, 1)
-            figures_file = folder / "recall.json"
-            if figures_file.is_file():
-                figures = read_json(figures_file)
-                index.effort = figures["ef_search"]
-            else:
-                sample = np.random.default_rng(seed).permutation(len(vectors))[: settings.recall_sample]
-                truth = index.true_neighbors(sample)
-                limit = len(vectors) if settings.method == "hnsw" else len(vectors) // ROWS_A_STEP
-                share = index.raise_effort(sample, truth, settings.min_recall, limit)
-                figures = {"method": "hnsw", "ef_search": index.effort, "recall": share, "recall_sample": len(sample)}
-                figures["build_seconds"] = build_seconds
-                write_json(figures_file, figures)
-            if figures["recall"] < settings.min_recall:
-                if settings.method == "hnsw":
-                    raise UserError(
-                        f"HNSW finds {figures['recall']:.3f} of the true neighbors however long it searches; raise "
-                        "neighbors.hnsw_m or neighbors.hnsw_ef_construction, lower neighbors.min_recall, or set "
-                        "neighbors.method to exact"
-                    )
-                figures["method"], index.exact = "exact", True
-            started, left = time.monotonic(), len(rows) - index.done(unfinished)
-            found = index.neighbors(rows, unfinished)
-            figures |= {"searched_rows": left, "search_seconds": round(time.monotonic() - started, 1)}
+    points = _euclidean_points(vectors, settings.distance, unfinished)
+
+    def exact_search(rows: np.ndarray) -> NeighborLists:
+        library: Literal["torch", "faiss"] = "torch" if torch.cuda.is_available() else "faiss"
+        return exact_neighbors(points, rows, settings.k, groups, library)
+
+    if settings.method == "exact" or (settings.method == "auto" and len(points) <= EXACT_UP_TO):
+        return _search_all(exact_search, len(points), settings, unfinished)[0], {"method": "exact"}
+    threads = 1 if deterministic else torch.get_num_threads()
+    sample = np.random.default_rng(seed).permutation(len(points))[: settings.recall_sample]
+    search, figures = _graph_search(points, groups, settings, threads, sample, exact_search, unfinished)
+    started = time.monotonic()
+    found, searched = _search_all(search, len(points), settings, unfinished)
+    figures |= {"searched_rows": searched, "search_seconds": round(time.monotonic() - started, 1)}
     return found, figures
 
 
-def _distances(found: Found, settings: Neighbors) -> Found:
-    """`found`, its Euclidean distances turned, in place, into those of `neighbors.distance`."""
-    if settings.distance == "cosine":
-        np.square(found.distances, out=found.distances)
-        found.distances[:] /= 2  # 1 - cos of the angle between unit vectors
-    return found
-
-
-def _parts(rows: int, size: int = _CHUNK) -> Iterator[slice]:
-    """`rows` rows, so many at a time."""
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+def _euclidean_points(vectors: np.ndarray, distance: str, folder: Path | None) -> np.ndarray:
+    """float32 points whose nearest by Euclidean distance are the nearest of `vectors`, memory-mapped if these are."""
+    if distance == "euclidean":
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+    if folder is None:
+        return on_sphere(vectors)
+    points = open_array(folder / "points.npy", vectors.shape, np.float32)
+    for part in slices(len(vectors), ROWS_AT_A_TIME):
+        points[part] = on_sphere(vectors[part])
+    return points
 
 
 def on_sphere(vectors: np.ndarray) -> np.ndarray:
@@ -129,109 +106,183 @@ def on_sphere(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(lengths, np.finfo(np.float64).tiny)).astype(np.float32)
 
 
-def _nearest(points: np.ndarray, row: int, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of `candidates` (ascending positions) and their distances, to float32's last digit."""
-    distances = np.empty(len(candidates), dtype=np.float32)
-    for part in _parts(len(candidates), _COLUMNS):
-        differences = (points[candidates[part]] - points[row]).astype(np.float64)
-        distances[part] = np.sqrt(np.einsum("ij,ij->i", differences, differences))
-    order = np.argsort(distances, kind="stable")[:k]
-    return candidates[order], distances[order]
+def _graph_search(
+    points: np.ndarray,
+    groups: Sequence[np.ndarray],
+    settings: Neighbors,
+    threads: int,
+    sample: np.ndarray,
+    exact_search: Search,
+    folder: Path | None,
+) -> tuple[Search, dict[str, Any]]:
+    """A search by HNSW that finds `neighbors.min_recall` of the neighbors of `sample`, and its figures.
+
+    `auto` gets `exact_search` where HNSW would take longer. The figures are kept in `folder`, so that a resumed search
+    has the same efSearch.
+    """
+    figures_file = folder / "recall.json" if folder else None
+    kept: dict[str, Any] | None = read_json(figures_file) if figures_file and figures_file.is_file() else None
+    if kept and kept["method"] == "exact":
+        return exact_search, kept
+    started = time.monotonic()
+    graph = GraphSearch(points, groups, settings, threads)
+    if kept:
+        graph.effort = kept["ef_search"]
+        return graph.neighbors, kept
+    build_seconds = round(time.monotonic() - started, 1)
+    limit = len(points) if settings.method == "hnsw" else len(points) // ROWS_A_STEP
+    share = graph.raise_effort(sample, exact_search(sample), settings.min_recall, limit)
+    is_found = share >= settings.min_recall
+    if not is_found and settings.method == "hnsw":
+        raise UserError(
+            f"HNSW finds {share:.3f} of the true neighbors however long it searches; raise neighbors.hnsw_m or "
+            "neighbors.hnsw_ef_construction, lower neighbors.min_recall, or set neighbors.method to exact"
+        )
+    figures = {
+        "method": "hnsw" if is_found else "exact",
+        "ef_search": graph.effort,
+        "recall": share,
+        "recall_sample": len(sample),
+        "build_seconds": build_seconds,
+    }
+    if figures_file:
+        write_json(figures_file, figures)
+    return graph.neighbors if is_found else exact_search, figures
 
 
-def _allowed(answer: np.ndarray, row: int, groups: Sequence[np.ndarray]) -> np.ndarray:
-    """Those of the positions `answer` that may be neighbors of `row`, ascending; -1 is none."""
-    allowed = np.sort(answer[(answer >= 0) & (answer != row)])
-    for group in groups:
-        allowed = allowed[group[allowed] != group[row]]
-    return allowed
+def _search_all(search: Search, count: int, settings: Neighbors, folder: Path | None) -> tuple[NeighborLists, int]:
+    """The neighbors of all `count` rows, with distances in `neighbors.distance`, and how many rows this call searched.
+
+    With `folder`, what an earlier call wrote there is kept; `done.json` counts its rows.
+    """
+    first, files = 0, []
+    found = no_neighbors(0 if folder else count, settings.k)
+    if folder:
+        first = read_json(folder / "done.json") if (folder / "done.json").is_file() else 0
+        files = [
+            open_array(folder / "positions.npy", (count, settings.k), np.int32, first > 0),
+            open_array(folder / "distances.npy", (count, settings.k), np.float32, first > 0),
+        ]
+        found = NeighborLists(*files)
+    with tqdm(total=count, initial=first, desc="searching neighbors", unit="row", disable=None) as progress:
+        for start in range(first, count, ROWS_AT_A_TIME):
+            part = slice(start, min(start + ROWS_AT_A_TIME, count))
+            positions, distances = search(np.arange(part.start, part.stop))
+            if settings.distance == "cosine":
+                distances = np.square(distances) / 2  # 1 - cos of the angle between unit vectors
+            found.positions[part], found.distances[part] = positions, distances
+            if folder:
+                for file in files:
+                    file.flush()
+                write_json(folder / "done.json", part.stop)
+            progress.update(part.stop - part.start)
+    return found, count - first
 
 
-def _asked(rows: int, k: int, groups: Sequence[np.ndarray]) -> int:
-    """How many answers leave k neighbors to all but one in a hundred of `rows` rows: who is left out takes room."""
+def no_neighbors(rows: int, k: int) -> NeighborLists:
+    """Lists of `rows` rows to be filled in: positions -1 at distance inf."""
+    return NeighborLists(np.full((rows, k), -1, dtype=np.int64), np.full((rows, k), np.inf, dtype=np.float32))
+
+
+def answers_needed(rows: int, k: int, groups: Sequence[np.ndarray]) -> int:
+    """Answers to ask for, of which k are allowed neighbors for 99 % of the rows: a row's own groups take some."""
     left_out = sum(np.bincount(group)[group] for group in groups) if groups else np.ones(rows)
     return min(k + int(np.quantile(left_out, 0.99)) + 1, rows)
 
 
-def _nobody(rows: int, k: int) -> Found:
-    return Found(np.full((rows, k), -1, dtype=np.int64), np.full((rows, k), np.inf, dtype=np.float32))
+def _rank(points: np.ndarray, row: int, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`answers` (positions, -1 is none), nearest first, and their distances from `row`, computed in float64."""
+    candidates = np.sort(answers[answers >= 0])
+    distances = np.empty(len(candidates), dtype=np.float32)
+    for part in slices(len(candidates), COLUMNS_AT_A_TIME):
+        differences = (points[candidates[part]] - points[row]).astype(np.float64)
+        distances[part] = np.sqrt(np.einsum("ij,ij->i", differences, differences))
+    order = np.argsort(distances, kind="stable")  # of equal distances the lower position stays first
+    return candidates[order], distances[order]
 
 
-def exact_neighbors(points: np.ndarray, rows: np.ndarray, k: int, groups: Sequence[np.ndarray]) -> Found:
-    """The k nearest neighbors of `rows` (q,) among `points` (n, d), by Euclidean distance, from all distances.
+def _is_allowed(positions: np.ndarray, row: int, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """Which of `positions` may be neighbors of `row` (bool)."""
+    allowed: np.ndarray = positions != row
+    for group in groups:
+        allowed &= group[positions] != group[row]
+    return allowed
 
-    ‖a‖² + ‖b‖² − 2ab, one matrix product, loses the distance of near points to rounding. So it only tells who may be
-    among the k nearest; the distances that decide are computed from differences. A row is done when its k-th neighbor
-    is nearer than any point that was not looked at can be, the rounding counted in; until then more are looked at.
-    The rounding is at most (d + 3)·u·(‖a‖ + ‖b‖)², with u = 2⁻²⁴, and only points with ‖b‖ ≤ ‖a‖ + r can be nearer
-    than r. The matrix products are the GPU's where there is one. `points` may be memory-mapped.
+
+def exact_neighbors(
+    points: np.ndarray,
+    rows: np.ndarray,
+    k: int,
+    groups: Sequence[np.ndarray],
+    library: Literal["torch", "faiss"] = "torch",
+) -> NeighborLists:
+    """The k nearest neighbors of `rows` (q,) among all `points` (n, d), by Euclidean distance.
+
+    Matrix products in float32 propose more candidates than needed, and distances in float64 rank them. A row asks
+    again, for four times as many, where its candidates do not reach beyond its k-th neighbor: where others are left
+    out, or many lie at one distance. torch multiplies on a GPU where there is one, Faiss is faster on a CPU. Both give
+    the same positions. `points` may be memory-mapped.
     """
-    found = _nobody(len(rows), k)
-    if not len(rows):
-        return found
-    count = len(points)
-    lengths = np.concatenate([np.sqrt(np.square(points[part], dtype=np.float64).sum(axis=1)) for part in _parts(count)])
-    longest, unit = float(lengths.max()), (points.shape[1] + 3) * float(np.finfo(np.float32).eps) / 2
-
-    def error(row: int, radius: float) -> float:
-        """The most by which a squared distance from `row` to a point within `radius` of it is off."""
-        return unit * (lengths[row] + min(lengths[row] + radius, longest)) ** 2
-
-    nearest_by_product = _NearestByProduct(points, "cuda" if torch.cuda.is_available() else None)
-    with tqdm(total=len(rows), desc="exact search", unit="row", disable=None) as progress:
-        open_lines, asked = np.arange(len(rows)), min(_asked(count, k, groups) + _SPARE, count)
-        while len(open_lines):
-            unproven = []
-            for part in _parts(len(open_lines), max(_ANSWERS // asked, 1)):
-                lines = open_lines[part]
-                if asked < count:
-                    squares, answers = nearest_by_product(rows[lines], asked)
+    found, count = no_neighbors(len(rows), k), len(points)
+    nearest = _NearestByTorch(points) if library == "torch" else _NearestByFaiss(points)
+    pending, asked = np.arange(len(rows)), min(answers_needed(count, k, groups) + SPARE_ANSWERS, count)
+    while len(pending):
+        unsettled = []
+        for part in slices(len(pending), max(ANSWERS_AT_A_TIME // asked, 1)):
+            lines = pending[part]
+            answers = nearest(rows[lines], asked) if asked < count else [np.arange(count)] * len(lines)
+            for line, row, answer in zip(lines, rows[lines], answers, strict=True):
+                positions, distances = _rank(points, row, answer)
+                allowed = np.flatnonzero(_is_allowed(positions, row, groups))[:k]
+                if asked == count or (len(allowed) == k and distances[allowed[-1]] < distances[-1]):
+                    found.positions[line, : len(allowed)] = positions[allowed]
+                    found.distances[line, : len(allowed)] = distances[allowed]
                 else:
-                    answers = [np.arange(count)] * len(lines)
-                for number, (line, row, answer) in enumerate(zip(lines, rows[lines], answers, strict=True)):
-                    positions, distances = _nearest(points, row, _allowed(answer, row, groups), k)
-                    proven = asked == count or (
-                        len(positions) == k
-                        and float(distances[-1]) ** 2 < float(squares[number, -1]) - error(row, float(distances[-1]))
-                    )
-                    if proven:
-                        found.positions[line, : len(positions)] = positions
-                        found.distances[line, : len(positions)] = distances
-                        progress.update()
-                    else:
-                        unproven.append(line)
-            open_lines, asked = np.array(unproven, dtype=np.int64), min(4 * asked, count)
+                    unsettled.append(line)
+        pending, asked = np.array(unsettled, dtype=np.int64), min(4 * asked, count)
     return found
 
 
-class _NearestByProduct:
-    """Which points (n, d) are nearest to some of them by matrix products in float32, and their squared distances."""
+class _NearestByFaiss:
+    """The points (n, d) nearest to some of them, by Faiss's matrix products in float32."""
 
-    def __init__(self, points: np.ndarray, device: str | None) -> None:
+    def __init__(self, points: np.ndarray) -> None:
         self.points = points
-        self.on_device = torch.from_numpy(np.array(points)).to(device) if device else None
 
-    def __call__(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Squared distances, ascending, and positions, (q, k) both, for `rows` (q,), which are among them."""
-        if self.on_device is None:
-            import faiss  # compiled, and not needed where a trained model is used
+    def __call__(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """Positions (q, count) of the points nearest to `rows` (q,), which are among them."""
+        import faiss  # compiled, and needed by step 3 only
 
-            faiss.omp_set_num_threads(torch.get_num_threads())
-            return faiss.knn(np.ascontiguousarray(self.points[rows]), self.points, k)
-        points = self.on_device
-        of = points[torch.from_numpy(rows).to(points.device)]
-        best = of.new_empty(len(of), 0), torch.empty(len(of), 0, dtype=torch.int64, device=of.device)
-        for part in _parts(len(points), _COLUMNS):
-            squares = torch.addmm(points[part].square().sum(dim=1), of, points[part].T, alpha=-2)
-            squares += of.square().sum(dim=1)[:, None]
-            positions = torch.arange(part.start, part.stop, device=of.device).expand_as(squares)
-            squares, positions = torch.cat([best[0], squares], dim=1), torch.cat([best[1], positions], dim=1)
-            nearest = squares.topk(min(k, squares.shape[1]), dim=1, largest=False)
-            best = nearest.values, positions.gather(1, nearest.indices)
-        return best[0].cpu().numpy(), best[1].cpu().numpy()
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        positions: np.ndarray = faiss.knn(np.ascontiguousarray(self.points[rows]), self.points, count)[1]
+        return positions
 
 
-def recall(found: Found, truth: Found) -> float:
+class _NearestByTorch:
+    """The points (n, d) nearest to some of them, by torch's matrix products in float32."""
+
+    def __init__(self, points: np.ndarray) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.points = torch.from_numpy(np.array(points, dtype=np.float32)).to(device)
+        self.squares = self.points.square().sum(dim=1)
+
+    def __call__(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """Positions (q, count) of the points nearest to `rows` (q,), which are among them."""
+        points = self.points
+        queries = points[torch.from_numpy(rows).to(points.device)]
+        scores = queries.new_empty(len(queries), 0)
+        positions = torch.empty(len(queries), 0, dtype=torch.int64, device=points.device)
+        for part in slices(len(points), COLUMNS_AT_A_TIME):
+            # ‖b‖² − 2ab orders points as their distance from a does.
+            of_part = torch.addmm(self.squares[part], queries, points[part].T, alpha=-2)
+            numbers = torch.arange(part.start, part.stop, device=points.device).expand_as(of_part)
+            scores, positions = torch.cat([scores, of_part], dim=1), torch.cat([positions, numbers], dim=1)
+            scores, chosen = scores.topk(min(count, scores.shape[1]), dim=1, largest=False)
+            positions = positions.gather(1, chosen)
+        return positions.cpu().numpy()
+
+
+def recall(found: NeighborLists, truth: NeighborLists) -> float:
     """Share of the true neighbors that were found; of several at the farthest true distance any is as true.
 
     1 where no row has a neighbor. The distances of both are those of the same points, so that equal ones are equal.
@@ -245,134 +296,34 @@ def recall(found: Found, truth: Found) -> float:
     return float(hits.sum() / wanted.sum())
 
 
-def _reason(error: RuntimeError) -> str:
-    """What Faiss has to say, without where in its code."""
-    return " ".join(str(error).split()).rpartition("failed: ")[2]
+class GraphSearch:
+    """Neighbors among `points` (n, d) by an HNSW graph: filtered by groups, and ranked by exact distance."""
 
+    def __init__(self, points: np.ndarray, groups: Sequence[np.ndarray], settings: Neighbors, threads: int) -> None:
+        self.points, self.groups, self.k = points, groups, settings.k
+        self._graph = FaissGraph(points, settings.hnsw_m, settings.hnsw_ef_construction, threads)
+        self.asked = answers_needed(len(points), settings.k, groups)
+        """Answers that the graph gives for a row."""
+        self.effort = self.asked
+        """efSearch: the candidates that the graph keeps while it searches."""
 
-class HNSW:
-    """An index of Faiss's over `vectors` (n, d); built by one thread it is always the same.
-
-    By Euclidean distance, for `neighbors.distance: cosine` of the vectors at unit length. The vectors (`points.npy`)
-    and the index (`hnsw.index`) are kept in `folder`, memory-mapped. What lies there already is not made again, and a
-    part of an index is gone on with.
-    """
-
-    def __init__(
-        self, vectors: np.ndarray, groups: Sequence[np.ndarray], settings: Neighbors, threads: int, folder: Path
-    ) -> None:
-        import faiss  # compiled, and not needed where a trained model is used
-
-        self.groups, self.settings = groups, settings
-        self._faiss, self._threads, self._path = faiss, threads, folder / "hnsw.index"
-        begun = self._path.is_file()
-        self.points = open_array(folder / "points.npy", vectors.shape, np.float32, keep=begun)
-        if not begun:
-            for part in _parts(len(vectors)):
-                self.points[part] = on_sphere(vectors[part]) if settings.distance == "cosine" else vectors[part]
-            self.points.flush()
-        self._build()
-        self._index = self._read(faiss.IO_FLAG_MMAP_IFC)
-        self.asked = self.effort = _asked(len(vectors), settings.k, groups)
-        self.exact = False
-        """Whether `neighbors` compares with all points after all."""
-
-    def _read(self, flags: int) -> Any:
-        try:
-            return self._faiss.read_index(str(self._path), flags)
-        except RuntimeError as error:
-            raise UserError(f"cannot read {self._path}: {_reason(error)}; remove it") from None
-
-    def _save(self, index: Any) -> None:
-        with written_whole(self._path) as beside:
-            try:
-                self._faiss.write_index(index, str(beside))
-            except RuntimeError as error:
-                raise UserError(f"cannot write {self._path}: {_reason(error)}") from None
-
-    def _build(self) -> None:
-        """Build what is not built yet of the index, and save it every SAVE_EVERY seconds."""
-        index = (
-            self._read(0)
-            if self._path.is_file()
-            else self._faiss.IndexHNSWFlat(self.points.shape[1], self.settings.hnsw_m)
-        )
-        if index.ntotal == len(self.points):
-            return
-        index.hnsw.efConstruction = self.settings.hnsw_ef_construction
-        self._faiss.omp_set_num_threads(self._threads)
-        # The levels of Malkov and Yashunin's Algorithm 1, line 4, drawn here: Faiss would draw those of an index that
-        # is gone on with anew.
-        draws = 1 - np.random.default_rng(0).random(len(self.points))
-        highest = index.hnsw.assign_probas.size() - 1
-        levels = 1 + np.minimum(-np.log(draws) / np.log(self.settings.hnsw_m), highest).astype(np.int32)
-        saved, progress = time.monotonic(), functools.partial(tqdm, desc="building HNSW", unit="vector", disable=None)
-        with progress(total=len(self.points), initial=index.ntotal) as bar:
-            for start in range(index.ntotal, len(self.points), _CHUNK):
-                some = np.ascontiguousarray(self.points[start : start + _CHUNK])
-                self._faiss.copy_array_to_vector(levels[: start + len(some)], index.hnsw.levels)
-                index.add(some)
-                bar.update(len(some))
-                if time.monotonic() - saved >= SAVE_EVERY:
-                    self._save(index)
-                    saved = time.monotonic()
-        self._save(index)
-
-    def neighbors(self, rows: np.ndarray, unfinished: Path | None = None) -> Found:
-        """Neighbors of `rows` (q,) at the present effort.
-
-        With the folder `unfinished` they are written into it as they are found, `done.json` says how many rows are, and
-        the rest is found by another call with the same rows.
-        """
-        first = self.done(unfinished)
-        if unfinished:
-            found = Found(
-                open_array(unfinished / "positions.npy", (len(rows), self.settings.k), np.int32, first > 0),
-                open_array(unfinished / "distances.npy", (len(rows), self.settings.k), np.float32, first > 0),
-            )
-        else:
-            found = _nobody(len(rows), self.settings.k)
-        with tqdm(total=len(rows), initial=first, desc="HNSW search", unit="row", disable=None) as progress:
-            for start in range(first, len(rows), _CHUNK):
-                part = slice(start, min(start + _CHUNK, len(rows)))
-                of_part = _distances(self._neighbors_of(rows[part]), self.settings)
-                found.positions[part], found.distances[part] = of_part
-                if unfinished:
-                    found.positions.flush()
-                    found.distances.flush()
-                    write_json(unfinished / "done.json", part.stop)
-                progress.update(part.stop - part.start)
-        return found
-
-    def done(self, unfinished: Path | None) -> int:
-        """The rows whose neighbors lie in the folder `unfinished`, from a call that was stopped."""
-        return read_json(unfinished / "done.json") if unfinished and (unfinished / "done.json").is_file() else 0
-
-    def _neighbors_of(self, rows: np.ndarray) -> Found:
-        if self.exact:
-            return exact_neighbors(self.points, rows, self.settings.k, self.groups)
-        found = _nobody(len(rows), self.settings.k)
-        available = min(self.settings.k, len(self.points) - 1)
-        short = []
-        self._faiss.omp_set_num_threads(self._threads)
-        parameters = self._faiss.SearchParametersHNSW(efSearch=self.effort)
-        _, answers = self._index.search(np.ascontiguousarray(self.points[rows]), self.asked, params=parameters)
+    def neighbors(self, rows: np.ndarray) -> NeighborLists:
+        """Neighbors of `rows` (q,) at the present effort; exact where the graph leaves a row with fewer than k."""
+        found, available, short = no_neighbors(len(rows), self.k), min(self.k, len(self.points) - 1), []
+        answers = self._graph.search(self.points[rows], self.asked, self.effort)
         for line, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-            allowed = _allowed(answer, row, self.groups)
-            nearest = _nearest(self.points, row, allowed, self.settings.k)
-            found.positions[line, : len(nearest[0])], found.distances[line, : len(nearest[1])] = nearest
+            positions, distances = _rank(self.points, row, answer)
+            allowed = np.flatnonzero(_is_allowed(positions, row, self.groups))[: self.k]
+            found.positions[line, : len(allowed)] = positions[allowed]
+            found.distances[line, : len(allowed)] = distances[allowed]
             if len(allowed) < available:
                 short.append(line)
         if short:
-            completed = exact_neighbors(self.points, rows[short], self.settings.k, self.groups)
+            completed = exact_neighbors(self.points, rows[short], self.k, self.groups)
             found.positions[short], found.distances[short] = completed
         return found
 
-    def true_neighbors(self, rows: np.ndarray) -> Found:
-        """What `neighbors` would give at a recall of 1: from the distances to all points."""
-        return _distances(exact_neighbors(self.points, rows, self.settings.k, self.groups), self.settings)
-
-    def raise_effort(self, sample: np.ndarray, truth: Found, wanted: float, limit: int) -> float:
+    def raise_effort(self, sample: np.ndarray, truth: NeighborLists, wanted: float, limit: int) -> float:
         """Double efSearch until the share `wanted` of the true neighbors of `sample` is found; returns the share.
 
         It is smaller where efSearch has reached `limit`.
@@ -391,7 +342,7 @@ def category_share(positions: np.ndarray, categories: np.ndarray, first: int = 2
     that another row drawn at random has the row's category. Both are nan where no two neighbors have one.
     """
     hits = total_known = 0
-    for part in _parts(len(positions)):
+    for part in slices(len(positions), ROWS_AT_A_TIME):
         neighbors, own = np.asarray(positions[part, :first]), categories[part, None]
         known = (neighbors >= 0) & (categories[neighbors] >= 0) & (own >= 0)
         hits += int((known & (categories[neighbors] == own)).sum())

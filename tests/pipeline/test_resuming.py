@@ -15,7 +15,6 @@ import extract_doc2vec_vectors
 import prepare_dataset
 import train_doc2vec
 from images import files as images
-from pipeline.errors import UserError
 from pipeline.settings import Neighbors as NeighborSettings
 from pipeline.settings import Settings
 from pipeline.steps import output_paths
@@ -147,22 +146,22 @@ def test_vectors_go_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_neighbors_go_on(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "_CHUNK", 20)
+    monkeypatch.setattr(neighbors, "ROWS_AT_A_TIME", 20)
     folder, points = tmp_path / "unfinished", np.random.default_rng(0).random((300, 8), dtype=np.float32)
     folder.mkdir()
     chosen = settings_of(finished).neighbors
     chosen.method, chosen.k, chosen.recall_sample = "hnsw", 5, 30
     groups = (np.arange(300) // 3,)
     wanted, figures = neighbors.find_neighbors(points, groups, chosen, 0, True)
-    untouched, asked = neighbors.HNSW._neighbors_of, []
+    untouched, asked = neighbors.GraphSearch.neighbors, []
 
-    def counted(self: neighbors.HNSW, rows: np.ndarray) -> neighbors.Found:
+    def counted(self: neighbors.GraphSearch, rows: np.ndarray) -> neighbors.NeighborLists:
         asked.append(rows)
         if len(asked) == stop:
             raise Stopped
         return untouched(self, rows)
 
-    monkeypatch.setattr(neighbors.HNSW, "_neighbors_of", counted)
+    monkeypatch.setattr(neighbors.GraphSearch, "neighbors", counted)
     stop = 9
     with pytest.raises(Stopped):
         neighbors.find_neighbors(points, groups, chosen, 0, True, folder)
@@ -170,39 +169,28 @@ def test_neighbors_go_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert 0 < done < 300 and done % 20 == 0
     asked.clear()
     stop = -1
-    monkeypatch.setattr(neighbors.HNSW, "_save", None)  # nothing is built a second time
+    monkeypatch.setattr(neighbors.GraphSearch, "raise_effort", None)  # efSearch is not looked for a second time
     found, again = neighbors.find_neighbors(points, groups, chosen, 0, True, folder)
     assert again["searched_rows"] == 300 - done and asked[0][0] == done
     assert again["ef_search"] == figures["ef_search"] and again["recall"] == figures["recall"]
     assert np.array_equal(found.positions, wanted.positions) and np.array_equal(found.distances, wanted.distances)
 
 
-def test_an_index_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was killed while it was built ends as the same file as one that was not."""
-    monkeypatch.setattr(neighbors, "_CHUNK", 20)
-    monkeypatch.setattr(neighbors, "SAVE_EVERY", 0)
-    points, chosen = np.random.default_rng(0).random((300, 8), dtype=np.float32), NeighborSettings(k=5)
-    for name in ("whole", "stopped"):
-        (tmp_path / name).mkdir()
-    neighbors.HNSW(points, (), chosen, 1, tmp_path / "whole")
-    save, saved = neighbors.HNSW._save, []
+def test_a_graph_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while the graph is built leaves nothing that a second call would trip over."""
+    points, chosen = np.random.default_rng(0).random((300, 8), dtype=np.float32), NeighborSettings(k=5, method="hnsw")
+    wanted, _ = neighbors.find_neighbors(points, (), chosen, 0, True)
 
-    def counted(self: neighbors.HNSW, index: Any) -> None:
-        saved.append(index.ntotal)
-        if len(saved) == 8:
-            raise Stopped
-        save(self, index)
+    def killed(*arguments: object) -> None:
+        raise Stopped
 
-    monkeypatch.setattr(neighbors.HNSW, "_save", counted)
-    with pytest.raises(Stopped):
-        neighbors.HNSW(points, (), chosen, 1, tmp_path / "stopped")
-    neighbors.HNSW(points, (), chosen, 1, tmp_path / "stopped")
-    assert saved == [*range(20, 161, 20), *range(160, 301, 20), 300]
-    for name in ("hnsw.index", "points.npy"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
-    (tmp_path / "stopped" / "hnsw.index").write_bytes(b"no index")
-    with pytest.raises(UserError, match=r"cannot read .*hnsw.index: .*; remove it"):
-        neighbors.HNSW(points, (), chosen, 1, tmp_path / "stopped")
+    with monkeypatch.context() as patched:
+        patched.setattr(neighbors.GraphSearch, "raise_effort", killed)
+        with pytest.raises(Stopped):
+            neighbors.find_neighbors(points, (), chosen, 0, True, tmp_path)
+    found, figures = neighbors.find_neighbors(points, (), chosen, 0, True, tmp_path)
+    assert figures["searched_rows"] == 300
+    assert np.array_equal(found.positions, wanted.positions) and np.array_equal(found.distances, wanted.distances)
 
 
 @pytest.mark.slow
