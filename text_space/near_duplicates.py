@@ -50,8 +50,8 @@ def signatures(
     if unfinished:
         done_file = unfinished / "signatures.json"
         done = read_json(done_file) if done_file.is_file() else 0
-        values = open_array(unfinished / "signatures.npy", (count, PERMUTATIONS), np.uint16, done > 0)
-        has_words = open_array(unfinished / "has_words.npy", (count,), bool, done > 0)
+        values: np.ndarray = open_array(unfinished / "signatures.npy", (count, PERMUTATIONS), np.uint16, done > 0)
+        has_words: np.ndarray = open_array(unfinished / "has_words.npy", (count,), bool, done > 0)
     else:
         values, has_words = np.zeros((count, PERMUTATIONS), np.uint16), np.zeros(count, bool)
     texts = itertools.islice(texts, done, None)
