@@ -357,7 +357,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
 }
 MEASURE = """
 import resource, sys
-from images import check_image
+from images.files import check_image
 check_image(sys.argv[1] + "/harmless.png")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(check_image(sys.argv[1] + "/" + sys.argv[2], max_pixels=100_000_000))

@@ -15,7 +15,7 @@ from conftest import ROOT
 from PIL import Image, ImageOps
 
 from images import files as images
-from images.files import UnreadableImage, check_image, check_images, load_image
+from images.files import UnreadableImage, check_image, check_images, load_image, load_thumbnail
 from images.tar_members import members
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -383,3 +383,96 @@ def test_a_thumbnail_of_a_member_of_a_shard(tmp_path: Path) -> None:
     assert small.getpixel((10, 5)) == RED
     with pytest.raises(UnreadableImage, match="pixels are more than"):
         images.load_thumbnail(tmp_path / "image.png", 20, max_pixels=100)
+
+
+# What step 0 checks is what training reads
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+BROKEN_EXIF = [
+    b"\0",
+    b"Exif\0\0",
+    b"II*\0",
+    b"MM\0*\xff\xff\xff\xff",
+    b"b'Exif\\x00'",
+    b"\0\x08\0\2\1\x12\0\3" * 3,
+]
+
+
+@pytest.mark.parametrize("exif", BROKEN_EXIF)
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])  # the library that decodes AVIF refuses these itself
+def test_broken_exif_means_no_orientation(tmp_path: Path, suffix: str, exif: bytes) -> None:
+    """Healthy pixels beside metadata that are none: accepted by step 0 and by training, in every format."""
+    image = Image.new("RGB", (40, 30), RED)
+    if suffix == "png":
+        whole = saved(image, tmp_path / "image.png").read_bytes()
+        (tmp_path / "image.png").write_bytes(whole[:33] + chunk(b"eXIf", exif) + whole[33:])
+    else:
+        saved(image, tmp_path / f"image.{suffix}", exif=exif)
+    path = tmp_path / f"image.{suffix}"
+    assert check_image(path) is None
+    for size in (None, 8):
+        assert np.abs(np.asarray(load_image(path, size)).astype(int) - RED).max() <= 4
+    assert load_thumbnail(path, 20).size == (20, 15)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg", "gif", "bmp", "tiff", "ppm", "avif"])
+def test_an_image_passes_the_check_if_and_only_if_it_can_be_read(tmp_path: Path, suffix: str) -> None:
+    """Good files of every format with bytes changed, at 32 pixels as at 224."""
+    chance = random.Random(suffix)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
+    options = {"exif": exif} if suffix in ("png", "webp", "jpg", "avif") else {}
+    whole = saved(
+        noise.quantize(16) if suffix == "gif" else noise, tmp_path / f"image.{suffix}", **options
+    ).read_bytes()
+    outcomes = set()
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(chance.randrange(1, 4)):
+            content[chance.randrange(min(len(content), 300))] = chance.randrange(256)
+        (tmp_path / "changed").write_bytes(content)
+        try:
+            load_image(tmp_path / "changed", 32)
+            is_readable = True
+        except UnreadableImage:
+            is_readable = False
+        assert (check_image(tmp_path / "changed") is None) == is_readable
+        outcomes.add(is_readable)
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"tEXt", b"iCCP"])
+def test_metadata_of_megabytes_are_no_fault(tmp_path: Path, kind: bytes) -> None:
+    text = bytes(random.Random(0).randrange(97, 123) for _ in range(1000)) * 3000
+    content = {
+        b"zTXt": b"a\0\0" + zlib.compress(text),
+        b"iTXt": b"a\0\1\0\0\0" + zlib.compress(text),
+        b"tEXt": b"a\0" + text,
+        b"iCCP": b"a\0\0" + zlib.compress(text),
+    }[kind]
+    whole = saved(Image.new("RGB", (8, 8), RED), tmp_path / "image.png").read_bytes()
+    (tmp_path / "image.png").write_bytes(whole[:33] + chunk(kind, content) + whole[33:])
+    assert check_image(tmp_path / "image.png") is None
+    assert load_image(tmp_path / "image.png").getpixel((3, 3)) == RED
+
+
+@pytest.mark.parametrize("prefix", ["./", "././", ".//", "./a//"])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["b.png", "é.png", "n" * 120 + ".png"])
+def test_members_of_any_spelling_are_read(tmp_path: Path, prefix: str, form: int, name: str) -> None:
+    photo = saved(Image.new("RGB", (8, 8), RED), tmp_path / "photo.png")
+    if form == tarfile.USTAR_FORMAT and len(name) > 100:
+        name = "d" * 90 + "/" + "n" * 60 + ".png"
+    with tarfile.open(tmp_path / "0.tar", "w", format=form) as archive:
+        archive.add(photo, prefix + name)
+    (member,) = members(tmp_path / "0.tar")
+    path = member.path(tmp_path)
+    assert "/./" not in path and "//" not in path
+    assert load_image(tmp_path / path).getpixel((3, 3)) == RED
+    other = path.replace(name, "other.png")
+    assert name == "é.png" or "has changed since" in str(check_image(tmp_path / other))

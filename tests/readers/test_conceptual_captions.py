@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from published_formats import draw, sentence, write_conceptual_captions
@@ -187,3 +189,30 @@ def test_members_are_checked_in_processes(tmp_path: Path) -> None:
     write_shard(tmp_path / "s.tar", {f"{n}.png": png(n % 256) if n % 50 else b"x" for n in range(400)})
     names = [member.path(tmp_path) for member in members(tmp_path / "s.tar")]
     assert set(check_images(tmp_path, names)) == {names[n] for n in range(0, 400, 50)}
+
+
+def test_an_address_that_was_fetched_again_has_its_image(tmp_path: Path) -> None:
+    """img2dataset's second pass over the failed addresses writes shards beside the first ones."""
+    write_conceptual_captions(tmp_path, 40, 10)
+    (number,) = [row.label for row in published(tmp_path).rows() if row.rejected and "/7.jpg" in row.rejected[1]]
+    draw(tmp_path / "again.jpg", 7)
+    record = {"url": "https://example.com/7.jpg?w=300", "key": "000990000", "status": "success", "error_message": None}
+    with tarfile.open(tmp_path / "train" / "00099.tar", "w") as archive:
+        archive.add(tmp_path / "again.jpg", "./000990000.jpg")
+    pq.write_table(pa.Table.from_pylist([record]), tmp_path / "train" / "00099.parquet")
+    (row,) = [row for row in published(tmp_path).rows() if row.label == number]
+    assert row.rejected is None and row.image_id == "train/00099.tar/000990000.jpg"
+
+
+@pytest.mark.parametrize("tars", [True, False])
+def test_system_files_are_no_shards(tmp_path: Path, tars: bool) -> None:
+    """What macOS, Windows and NAS systems leave beside data, and inside of archives."""
+    write_conceptual_captions(tmp_path, 40, 10, tars)
+    before, watched = list(published(tmp_path).rows()), published(tmp_path).fingerprints()
+    for folder in (tmp_path, tmp_path / "train", *(() if tars else (tmp_path / "train" / "00000",))):
+        for name in (".DS_Store", "._00000.tar", "._00000.parquet", "._000000000.jpg", "Thumbs.db", "desktop.ini"):
+            (folder / name).write_bytes(b"\0\5\x16\7")
+        (folder / "__MACOSX").mkdir()
+        (folder / "__MACOSX" / "00000.tar").write_bytes(b"x")
+    assert list(published(tmp_path).rows()) == before
+    assert published(tmp_path).fingerprints() == watched

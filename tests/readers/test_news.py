@@ -4,12 +4,15 @@ import collections
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 from published_formats import draw, sentence, write_goodnews, write_politics
 
 import prepare_dataset
@@ -168,6 +171,76 @@ def test_arrays_are_refused_by_name_and_plain_data_is_read(tmp_path: Path) -> No
     path.write_bytes(pickle.dumps(plain)[:-9])
     with pytest.raises(UserError, match="refused to read"):
         read_pickle(path)
+
+
+DEEP = {
+    "tuples as a key": b"}" + b"K\1" + b"\x85" * 2_000_000 + b"K\1s.",
+    "a frozenset as a key": b"\x80\4}(K\1\x91K\1s.",
+    "tuples in a set": b"\x80\4\x8f(K\1" + b"\x85" * 2_000_000 + b"\x90.",
+    "tuples in a frozenset": b"\x80\4(K\1" + b"\x85" * 2_000_000 + b"\x91.",
+    "sets of sets": b"\x80\4(K\1\x91\x94" + b"".join(b"(h%c(h%c\x91\x91\x94" % (n, n) for n in range(60)) + b".",
+    "tuples of two of the same": b"}K\1" + b"".join(b"2\x86" for _ in range(60)) + b"K\1s.",
+    "numbers with one hash": pickle.dumps(dict.fromkeys(n * (2**61 - 1) for n in range(2, 50_000))),
+    "a set that is called": b"c__builtin__\nset\n(]K\1" + b"\x85" * 2_000_000 + b"atR.",
+}
+READ = """
+import sys, time
+from pathlib import Path
+from pipeline.errors import UserError
+from readers.politics import read_pickle
+try:
+    read_pickle(Path(sys.argv[1]))
+    print("read")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_pickles_that_crash_or_hang_when_they_are_hashed_are_refused(tmp_path: Path, name: str) -> None:
+    """In a process of its own: pickle.load ends it with signal 11, or takes hours."""
+    path = tmp_path / "a.pickle"
+    path.write_bytes(DEEP[name])
+    words = [sys.executable, "-c", READ, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "refused to read" in done.stdout and "something else than texts and numbers" in done.stdout
+
+
+def test_deep_values_are_no_texts(tmp_path: Path) -> None:
+    """Nested where a path or a text should be: the row is rejected, or the file refused."""
+    write_politics(tmp_path, 3, 1)
+    deep = b"K\1" + b"\x85" * 2_000_000
+    (tmp_path / "complete_db.pickle").write_bytes(
+        b"}\x8c\4LEFT}\x8c\4pets](}(\x8c\nlocal_path" + deep + b"\x8c\x0ccontent_textK\1uess."
+    )
+    (row,) = published("politics", tmp_path).rows()
+    assert row.rejected == ("bad row", "has no local_path")
+    (tmp_path / "train_test_paths.pickle").write_bytes(b"}(\x8c\5train](" + deep + b"e\x8c\4test]u.")
+    with pytest.raises(UserError, match="no lists of paths under train and test"):
+        list(published("politics", tmp_path).rows())
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_data_are_read_as_pickle_reads_them(tmp_path: Path, protocol: int) -> None:
+    shared = ["one list", "named twice"]
+    plain = {
+        "texts": ["", "a\nb", "图", "x" * 70_000, "\\ '"],
+        "numbers": [0, -1, 255, 256, 65536, 2**31, -(2**40), 10**40, 1.5, -0.0, True, False, None],
+        "nested": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [[], {}], {"a": {"b": (None,)}}),
+        "shared": [shared, shared],
+        "sets": [set(), {"a", 2}, frozenset(), frozenset({3, "b"})],
+        "keys": {1: "a", 2.5: "b", None: "c", False: "d"},
+        "ordered": collections.OrderedDict([("b", 1), ("a", 2)]),
+        "default": collections.defaultdict(list, b=[2]),
+    }
+    if protocol >= 3:
+        plain["bytes"] = [b"", b"\xff", b"y" * 300]
+    path = tmp_path / "a.pickle"
+    path.write_bytes(pickle.dumps(plain, protocol))
+    found = read_pickle(path)
+    assert found == plain and repr(found) == repr(plain)
+    assert found["shared"][0] is found["shared"][1]
 
 
 # GoodNews

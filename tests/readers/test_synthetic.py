@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,58 @@ def test_impossible_settings() -> None:
         load_settings({"dataset.synthetic.motifs": 70})
     (mistake,) = mistakes(load_settings({"dataset": {"synthetic": {"motifs": 7, "motifs_per_topic": 8}}}))
     assert mistake.startswith("dataset.synthetic.motifs_per_topic is larger")
+
+
+def test_a_process_killed_at_any_operation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before each of its operations on files: the next call ends with the files of an undisturbed one."""
+    drawn(tmp_path / "undisturbed", 1, pairs=10)
+    wanted = contents(tmp_path / "undisturbed")
+
+    class Killed(BaseException):
+        pass
+
+    for begun_with in (None, 0):
+        for operation in range(40):
+            work = tmp_path / f"{begun_with} {operation}"
+            work.mkdir()
+            if begun_with is not None:
+                drawn(work / "drawn", begun_with, pairs=11)
+            done = 0
+
+            def stop(event: str, operation: int = operation, work: Path = work) -> None:
+                nonlocal done
+                done += 1
+                if done > operation:
+                    raise Killed
+
+            with monkeypatch.context() as patch:
+                for module, name in ((os, "mkdir"), (os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "replace")):
+                    real = getattr(module, name)
+
+                    def operate(*words: Any, real: Any = real, name: str = name, **options: Any) -> Any:
+                        stop(name)
+                        return real(*words, **options)
+
+                    patch.setattr(module, name, operate)
+                try:
+                    drawn(work / "drawn", 1, pairs=10)
+                    is_killed = False
+                except Killed:
+                    is_killed = True
+            drawn(work / "drawn", 1, pairs=10)
+            assert contents(work / "drawn") == wanted
+            assert os.listdir(work) == ["drawn"]
+            if not is_killed:
+                break
+        assert not is_killed and operation >= 4
+
+
+def test_system_files_beside_the_pictures_are_not_counted(tmp_path: Path) -> None:
+    drawn(tmp_path / "drawn", pairs=10)
+    before = (tmp_path / "drawn").stat().st_mtime_ns, (tmp_path / "drawn").stat().st_ino
+    (tmp_path / "drawn" / "images" / ".DS_Store").write_bytes(b"x")
+    drawn(tmp_path / "drawn", pairs=10)
+    assert before == ((tmp_path / "drawn").stat().st_mtime_ns, (tmp_path / "drawn").stat().st_ino)
+    (tmp_path / "drawn" / "images" / "000001.png").unlink()
+    drawn(tmp_path / "drawn", pairs=10)
+    assert before[1] != (tmp_path / "drawn").stat().st_ino
