@@ -421,7 +421,7 @@ def test_broken_exif_means_no_orientation(tmp_path: Path, suffix: str, exif: byt
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg", "gif", "bmp", "tiff", "ppm", "avif"])
 def test_an_image_passes_the_check_if_and_only_if_it_can_be_read(tmp_path: Path, suffix: str) -> None:
-    """Good files of every format with bytes changed, at 32 pixels as at 224."""
+    """Good files of every format with bytes changed, at one size as at another."""
     chance = random.Random(suffix)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -437,7 +437,7 @@ def test_an_image_passes_the_check_if_and_only_if_it_can_be_read(tmp_path: Path,
             content[chance.randrange(min(len(content), 300))] = chance.randrange(256)
         (tmp_path / "changed").write_bytes(content)
         try:
-            load_image(tmp_path / "changed", 32)
+            load_image(tmp_path / "changed", 224)
             is_readable = True
         except UnreadableImage:
             is_readable = False
