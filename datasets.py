@@ -29,11 +29,16 @@ class WordSequences:
     max_words: int | None = None
     """Words of a text that are read, from its beginning; None reads all."""
 
-    def texts(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Words of `rows`: (B, L) int64 padded with 0, and (B,) lengths."""
+    def bounds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the words of `rows` (B,) that are read begin and end in `tokens`: (B,) each."""
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
         if self.max_words:
             ends = np.minimum(ends, starts + 1 + self.max_words)  # <start> is no word
+        return starts, ends
+
+    def texts(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Words of `rows`: (B, L) int64 padded with 0, and (B,) lengths."""
+        starts, ends = self.bounds(rows)
         lengths = ends - starts
         padded = np.zeros((len(rows), max(int(lengths.max(initial=1)), 1)), dtype=np.int64)
         for line, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -232,6 +237,11 @@ class BatchPlan:
     """(B,) bool."""
     neighbor_flips: np.ndarray
     """(B,) bool."""
+
+    @property
+    def positives(self) -> np.ndarray:
+        """(B,) the drawn neighbors. A pair that has none stands in for its own, and is masked in the losses."""
+        return np.where(self.neighbors >= 0, self.neighbors, self.rows)
 
     def part(self, places: slice) -> "BatchPlan":
         """Some of the pairs; it shares this plan's memory."""

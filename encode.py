@@ -76,7 +76,7 @@ def encode(encoder: "RunEncoder", kind: str, items: Sequence[str | Path], vector
     """Write the embeddings of `texts` or `images` into `vectors`, chunk by chunk. Returns problems by row number."""
     from tqdm import tqdm
 
-    from training.embedding import worker_count
+    from training.image_sources import worker_count
 
     problems: dict[int, str] = {}
     with tqdm(total=len(items), desc=kind, unit=kind[:-1], disable=None) as progress:

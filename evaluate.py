@@ -39,12 +39,14 @@ def main(argv: list[str] | None = None) -> None:
 
     from datasets import load_prepared
     from metrics import EmbeddedPairs
+    from pipeline.devices import choose_device, use_precision
     from pipeline.pairs import load_images
     from reporting.evaluation import measure, print_table, write_scalars
     from reporting.precision_curves import precision_curves
     from training import tensorboard_pages
-    from training.embedding import embed_split, made_from
-    from training.runs import choose_device, load_model
+    from training.embedding import embed_split
+    from training.image_sources import made_from
+    from training.runs import load_model
 
     split = settings.evaluation.split
     stamp, outputs = run / "evaluate.json", [run / "metrics.json", run / "queries.parquet"]
@@ -59,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     stamp.unlink(missing_ok=True)
 
-    device = choose_device(settings)
+    device = choose_device(settings.training.device)
+    use_precision(settings.training.precision)
     data = load_prepared(settings)
     model = load_model(run, settings, device)
     rows = data.rows[split]

@@ -9,11 +9,11 @@ Reads pairs.parquet and the images. Writes WORK/image_features/vectors.npy, one 
 
 from images.loading import demand_readable
 from pipeline.command_line import make_parser, parse_settings, run_script
+from pipeline.devices import choose_device, use_precision
 from pipeline.files import write_array
 from pipeline.pairs import load_images
 from pipeline.steps import EXTRACT_IMAGES, PREPARE, is_up_to_date, making, output_paths, require
-from training.embedding import cached_features, made_from
-from training.runs import choose_device
+from training.image_sources import cached_features, made_from
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     if is_up_to_date(EXTRACT_IMAGES, settings, published):
         return
     with making(EXTRACT_IMAGES, settings, published) as figures:
-        features, unreadable = cached_features(settings, images, choose_device(settings))
+        use_precision(settings.training.precision)
+        features, unreadable = cached_features(settings, images, choose_device(settings.training.device))
         demand_readable(unreadable, len(features))
         write_array(output_paths(EXTRACT_IMAGES, settings)[0], features[images.of_pair, 0])
         figures |= {"pairs": len(images.of_pair), "images": len(features), "features": features.shape[2]}

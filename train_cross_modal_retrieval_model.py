@@ -4,80 +4,98 @@
 
 The three numbers are the weights of the symmetric term (text to image), of L_img and of L_text (Eq. 8): 1 0 0 is the
 baseline ANG+NP+SYM, 1 0.3 0.2 the paper's method. With --loss.base fine_grained SYM is 0: the pairwise loss takes both
-ways at once; it reads the labels of train_siamese_labels.py.
+ways at once. It reads the labels of train_siamese_labels.py.
 
 Reads pairs.parquet, the token sequences, the word vectors and the neighbor table in WORK, and the images. Writes
 WORK/runs/<run>/: config.yaml, last.pt, best.pt (lowest validation loss), TensorBoard events and run.json.
 
-Ctrl-C and SIGTERM write a checkpoint and stop; with --resume the run goes on to what it would have become anyway.
+Ctrl-C and SIGTERM write a checkpoint and stop. With --resume the run then ends as if it had never been stopped.
 
 On several GPUs: torchrun --nproc_per_node=4 train_cross_modal_retrieval_model.py 1 0.3 0.2. They share each minibatch.
 """
 
+import argparse
 import contextlib
+import functools
 import math
-import time
+import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from tqdm import tqdm
-
-from datasets import Prepared, load_prepared
-from models import TwoStream, build_model
-from pipeline.command_line import Stopped, make_parser, parse_settings, run_script, say_next
+from pipeline.command_line import make_parser, parse_settings, run_script, say_next
 from pipeline.errors import UserError
 from pipeline.files import lock, read_array, write_json
 from pipeline.settings import Settings
 from pipeline.steps import EXTRACT_DOC2VEC, PREPARE, TRAIN_DOC2VEC, require, versions
-from training import distributed, tensorboard_pages
-from training.embedding import image_source
-from training.runs import (
-    Weights,
-    be_deterministic,
-    choose_device,
-    clear_run,
-    run_name,
-    start_run,
-    steps_of_loss,
-    what_changed_since,
-)
-from training.trainer import StopRequest, Trainer, curves, roll_back_curves
+
+if TYPE_CHECKING:
+    import torch
+
+    from datasets import Prepared
+    from models import TwoStream
+    from training.runs import Weights
+    from training.trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Train, alone or with the other processes that torchrun started; returns the run's folder."""
+    """Train, alone or with the other processes that torchrun started. Returns the run's folder."""
+    settings, config_file, arguments = parse(argv)  # before torch is imported, which takes seconds
+    from training import distributed
+    from training.runs import Weights
+
+    weights = Weights(arguments.sym, arguments.img, arguments.text)
     with distributed.started():
-        return train_together(argv)
+        return train(settings, config_file, weights, arguments)
 
 
-def train_together(argv: list[str] | None) -> Path:
-    """`main` in each process."""
-    parser = make_parser(__doc__)
-    parser.add_argument("sym", type=float, help="weight of the symmetric term, text to image")
-    parser.add_argument("img", type=float, help="weight of L_img (the paper's beta)")
-    parser.add_argument("text_weight", metavar="text", type=float, help="weight of L_text (the paper's alpha)")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
-    parser.add_argument("--overwrite", action="store_true", help="train a run that is there already once more")
-    parser.add_argument("--refresh", action="store_true", help="do so where its settings or inputs have changed since")
-    settings, config_file, arguments = distributed.agreed(
-        lambda: parse_settings(parser, argv, also=mistakes_in_weights)
+def parse(argv: list[str] | None) -> tuple[Settings, Settings, argparse.Namespace]:
+    """Settings, those before the flags, and the other arguments. Raises UserError that lists every mistake.
+
+    Of several processes the first one prints it.
+    """
+    parser = make_parser(__doc__, "neighbors", "model", "loss", "training")
+    parser.add_argument("sym", metavar="SYM", type=float, help="weight of the symmetric term, text to image")
+    parser.add_argument("img", metavar="IMG", type=float, help="weight of L_img (the paper's beta)")
+    parser.add_argument("text", metavar="TEXT", type=float, help="weight of L_text (the paper's alpha)")
+    parser.add_argument("--resume", action="store_true", help="resume an unfinished run")
+    parser.add_argument("--overwrite", action="store_true", help="train an existing run anew")
+    parser.add_argument(
+        "--refresh", action="store_true", help="train it anew where its settings or inputs have changed"
     )
-    weights = Weights(arguments.sym, arguments.img, arguments.text_weight)
+    try:
+        return parse_settings(parser, argv, also=mistakes_in_weights)
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(2)
+        raise
+
+
+def mistakes_in_weights(settings: Settings, arguments: argparse.Namespace) -> list[str]:
+    """What is wrong with the weights on the command line, a sentence each."""
+    given = {"SYM": arguments.sym, "IMG": arguments.img, "TEXT": arguments.text}
+    found = [
+        f"the weight {name} is {weight:g} and must be a finite number, 0 or more"
+        for name, weight in given.items()
+        if not (math.isfinite(weight) and weight >= 0)
+    ]
+    if settings.loss.base == "fine_grained" and arguments.sym:
+        found.append("loss.base fine_grained takes both ways at once and has no symmetric term; let SYM be 0")
+    if settings.loss.structure == "ground_truth" and arguments.img:
+        found.append("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
+    return found
+
+
+def train(settings: Settings, config_file: Settings, weights: "Weights", arguments: argparse.Namespace) -> Path:
+    """Check the inputs, claim the run's folder, train until finished, and write run.json."""
+    from training import distributed, tensorboard_pages
+    from training.image_sources import image_source
+    from training.loop import train_until_finished
+    from training.runs import clear_run, run_name, start_run, what_changed_since
+    from training.trainer import build_trainer
+
     run = settings.work_folder / "runs" / run_name(settings, config_file, weights)
-
-    def prepare() -> tuple[torch.device, Prepared, TwoStream]:
-        for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
-            require(step, settings)
-        for step in steps_of_loss(settings, weights):
-            require(step, settings)
-        device, data = choose_device(settings), load_prepared(settings)
-        demand_enough_pairs(settings, len(data.rows["train"]))
-        be_deterministic(settings)
-        model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
-        return device, data, model
-
-    device, data, model = distributed.agreed(prepare)
+    device, data, model = distributed.all_or_none(lambda: prepare(settings, weights))
     with contextlib.ExitStack() as held:
 
         def claim() -> bool:
@@ -89,106 +107,80 @@ def train_together(argv: list[str] | None) -> Path:
         if not distributed.by_writer(claim):
             return run
         images = distributed.writer_first(lambda: image_source(settings, data, device))
-        trainer = distributed.agreed(lambda: Trainer(settings, weights, data, model, images, device))
-        if settings.training.batches == "neighborhoods" and not trainer.within_batch:
-            print("IMG and TEXT are 0 and no neighbor is needed: batches are random, not neighborhoods")
-        learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        train, val = len(data.rows["train"]), len(data.rows["val"])
-        where = f"{device}, in {distributed.processes()} processes" if distributed.processes() > 1 else str(device)
-        print(f"training {run.name}: {train:,} train and {val:,} val pairs, {learned:,} parameters, on {where}")
-        train_until_finished(trainer, run)
-    print(f"lowest validation loss {trainer.best_loss:.4f} in epoch {trainer.best_epoch} of {trainer.epoch}")
+        show = functools.partial(tensorboard_pages.show_validation, data=data, settings=settings)
+        trainer = distributed.all_or_none(lambda: build_trainer(settings, weights, data, model, images, device, show))
+        say_what_is_trained(trainer, run, settings.training.batches)
+        train_until_finished(trainer, run, settings.training.checkpoint_minutes)
+        progress = trainer.progress
+        best = {"val_loss": progress.best_loss, "val_recall_at_1": progress.best_recall}
+        best["best_epoch"] = progress.best_epoch
+        if distributed.is_writer():
+            tensorboard_pages.write_hparams(run, weights, settings, best, progress.step)
+            write_json(
+                run / "run.json",
+                {
+                    "epochs": progress.epoch,
+                    "best_epoch": progress.best_epoch,
+                    "best_val_loss": progress.best_loss,
+                    "val_recall_at_1": progress.best_recall,
+                    "versions": versions(),
+                    "seconds": round(progress.seconds, 2),
+                },
+            )
+    print(f"lowest validation loss {progress.best_loss:.4f} in epoch {progress.best_epoch} of {progress.epoch}")
     for name in ("best.pt", "last.pt", "run.json"):
         print(f"wrote {run / name}")
     say_next("python", "evaluate.py", "--run", run)
     return run
 
 
-def demand_enough_pairs(settings: Settings, train: int) -> None:
-    """Raise UserError where a minibatch, of `train` pairs in all, has too few for the processes that share it."""
-    count, size = distributed.processes(), settings.training.batch_size
-    fewest = size - (settings.training.batches == "neighborhoods")  # not to part a couple
-    if count > 1 and min(fewest, train) < 2 * count:
+def prepare(settings: Settings, weights: "Weights") -> "tuple[torch.device, Prepared, TwoStream]":
+    """The device, the prepared data and the untrained model. Raises UserError where a step has to be run (again)."""
+    from datasets import load_prepared
+    from models import build_model
+    from pipeline.devices import be_deterministic, choose_device, use_precision
+    from training import distributed
+    from training.runs import steps_of_loss
+
+    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
+        require(step, settings)
+    for step in steps_of_loss(settings, weights):
+        require(step, settings)
+    device = choose_device(settings.training.device)
+    if device.type == "cuda":
+        device = distributed.gpu()
+    use_precision(settings.training.precision)
+    be_deterministic(settings.deterministic)
+    data = load_prepared(settings)
+    demand_enough_pairs(settings.training.batch_size, settings.training.batches, len(data.rows["train"]))
+    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"))
+    return device, data, model.to(device)
+
+
+def demand_enough_pairs(batch_size: int, batches: str, train_pairs: int) -> None:
+    """Raise UserError where a minibatch has fewer than two pairs for each of the processes that share it."""
+    from training import distributed
+
+    count = distributed.processes()
+    fewest = batch_size - (batches == "neighborhoods")  # a couple is not split
+    if count > 1 and min(fewest, train_pairs) < 2 * count:
         raise UserError(
-            f"training.batch_size {size} of {train:,} train pairs is too small for {count} processes, which take two "
-            "pairs of it or more each; start fewer"
+            f"training.batch_size {batch_size} of {train_pairs:,} train pairs is too small for {count} processes, "
+            "which need two pairs of it or more each; start fewer"
         )
 
 
-def train_until_finished(trainer: "Trainer", run: Path) -> None:
-    """The training loop, from the checkpoint in the run's folder on where there is one.
+def say_what_is_trained(trainer: "Trainer", run: Path, batches: str) -> None:
+    """Print the run, its pairs, its parameters and where it trains."""
+    from training import distributed
 
-    Raises Stopped, after a checkpoint, where Ctrl-C or SIGTERM ask for it.
-    """
-    if (run / "last.pt").exists():
-        distributed.agreed(lambda: trainer.load(run / "last.pt"))
-        print(f"going on in epoch {trainer.epoch}, after step {trainer.step}")
-    elif distributed.is_writer():
-        roll_back_curves(run, {})
-    minutes = trainer.settings.training.checkpoint_minutes
-    started = saved = time.monotonic()
-    before = trainer.seconds
-
-    with StopRequest() as request, curves(run) as board:
-
-        def checkpoint() -> None:
-            nonlocal saved
-            trainer.seconds = before + time.monotonic() - started
-            trainer.checkpoint(board)
-            saved = time.monotonic()
-
-        def after_batch() -> None:
-            asked, due = distributed.greatest(request.signal, time.monotonic() - saved > 60 * minutes)
-            if asked or due:
-                checkpoint()
-            stop_where_asked(asked)
-
-        def stop_where_asked(asked: int) -> None:
-            if asked:
-                raise Stopped(f"stopped after step {trainer.step}; go on with --resume", asked)
-
-        if trainer.step == 0:
-            trainer.validate(board)  # the untrained model: where the curves begin
-            tqdm.write(trainer.shown)
-        while not trainer.finished():
-            trainer.train_one_epoch(board, after_batch)
-            improved = trainer.validate(board)
-            tqdm.write(trainer.shown)
-            if improved:
-                distributed.by_writer(lambda: trainer.save(run / "best.pt"))
-            checkpoint()
-            if not trainer.finished():
-                stop_where_asked(*distributed.greatest(request.signal))
-        if not distributed.is_writer():
-            return
-        best = {"val_loss": trainer.best_loss, "val_recall_at_1": trainer.best_recall, "best_epoch": trainer.best_epoch}
-        tensorboard_pages.write_hparams(run, trainer.weights, trainer.settings, best, trainer.step)
-    write_json(
-        run / "run.json",
-        {
-            "epochs": trainer.epoch,
-            "best_epoch": trainer.best_epoch,
-            "best_val_loss": trainer.best_loss,
-            "val_recall_at_1": trainer.best_recall,
-            "versions": versions(),
-            "seconds": round(trainer.seconds, 2),
-        },
-    )
-
-
-def mistakes_in_weights(settings: Settings, arguments: Any) -> list[str]:
-    """What is wrong with the weights on the command line, a sentence each."""
-    given = {"SYM": arguments.sym, "IMG": arguments.img, "TEXT": arguments.text_weight}
-    found = [
-        f"the weight {name} is {weight:g} and must be a finite number, 0 or more"
-        for name, weight in given.items()
-        if not (math.isfinite(weight) and weight >= 0)
-    ]
-    if settings.loss.base == "fine_grained" and arguments.sym:
-        found.append("loss.base fine_grained takes both ways at once and has no symmetric term; let SYM be 0")
-    if settings.loss.structure == "ground_truth" and arguments.img:
-        found.append("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
-    return found
+    if batches == "neighborhoods" and not trainer.objective.within_batch:
+        print("IMG and TEXT are 0, so that no neighbor is needed: batches are random, not neighborhoods")
+    learned = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    train, val = len(trainer.data.rows["train"]), len(trainer.data.rows["val"])
+    count = distributed.processes()
+    where = f"{trainer.device}, in {count} processes" if count > 1 else str(trainer.device)
+    print(f"training {run.name}: {train:,} train and {val:,} val pairs, {learned:,} parameters, on {where}")
 
 
 if __name__ == "__main__":

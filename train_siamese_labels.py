@@ -16,6 +16,7 @@ import numpy as np
 
 from datasets import load_prepared
 from pipeline.command_line import make_parser, parse_settings, run_script
+from pipeline.devices import be_deterministic, choose_device, use_precision
 from pipeline.files import read_array, write_array
 from pipeline.steps import (
     EXTRACT_DOC2VEC,
@@ -28,7 +29,6 @@ from pipeline.steps import (
     require,
 )
 from training.fine_grained import siamese_step, train_relevance
-from training.runs import be_deterministic, choose_device
 from training.siamese import best_threshold, build_network, cosines, embed_texts, held_out, measure, train_network
 
 
@@ -42,8 +42,9 @@ def main(argv: list[str] | None = None) -> None:
         require(FIND_NEIGHBORS, settings)
     if is_up_to_date(step, settings):
         return
-    device = choose_device(settings)
-    be_deterministic(settings)
+    device = choose_device(settings.training.device)
+    use_precision(settings.training.precision)
+    be_deterministic(settings.deterministic)
     doc2vec = settings.work_folder / "doc2vec"
     data = dataclasses.replace(load_prepared(settings), max_words=None)  # labels are of whole texts
     relevance = train_relevance(settings, data)

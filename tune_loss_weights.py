@@ -32,14 +32,15 @@ from datasets import Prepared, load_prepared
 from images.loading import ImageSource
 from models import build_model
 from pipeline.command_line import make_parser, parse_settings, run_script, say_next, without
+from pipeline.devices import be_deterministic, choose_device, use_precision
 from pipeline.errors import UserError
 from pipeline.files import read_array, read_json, write_json, write_text
 from pipeline.settings import Settings, flatten
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, PREPARE, TRAIN_DOC2VEC, require
 from reporting.tables import ANGULAR, TRIPLET
-from training.embedding import image_source
-from training.runs import OF_A_RUN, Weights, be_deterministic, choose_device, run_inputs
-from training.trainer import Trainer
+from training.image_sources import image_source
+from training.runs import OF_A_RUN, Weights, run_inputs
+from training.trainer import build_trainer
 
 SEARCHES = {"baseline": ("sym",), "method": ("sym", "img", "text")}
 """The weights that each search varies; the others are 0."""
@@ -55,8 +56,8 @@ def main(argv: list[str] | None = None) -> dict[str, Weights]:
         raise UserError("loss.base fine_grained has no SYM to search; take angular, triplet or struc")
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS):
         require(step, settings)
-    be_deterministic(settings)
-    settings.training.show_results_every = 0  # of dozens of trials nobody looks through the panels
+    be_deterministic(settings.deterministic)
+    use_precision(settings.training.precision)
     folder = search_folder(settings)
     if not (folder / "config.yaml").exists():
         write_text(folder / "config.yaml", yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True))
@@ -92,7 +93,7 @@ def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
         study.tell(cut_short.number, state=TrialState.FAIL)
     trials, finished = settings.tuning.trials, (TrialState.COMPLETE, TrialState.PRUNED)
     if (done := len(study.get_trials(states=finished))) < trials:
-        data, device = load_prepared(settings), choose_device(settings)
+        data, device = load_prepared(settings), choose_device(settings.training.device)
         images = image_source(settings, data, device)
         paper = dict(zip(("sym", "img", "text"), TRIPLET if settings.loss.base == "triplet" else ANGULAR, strict=True))
         with tqdm(total=trials, initial=done, desc=folder.name, unit="trial", disable=None) as progress:
@@ -149,15 +150,18 @@ def train(
     for old in folder.glob("events.out.tfevents.*"):  # of the same trial, cut short
         old.unlink()
     model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
-    trainer = Trainer(settings, weights, data, model, images, device)
+    trainer = build_trainer(settings, weights, data, model, images, device)
     pruned = False
     with SummaryWriter(str(folder)) as board:
         while not (trainer.finished() or pruned):
             trainer.train_one_epoch(board)
             trainer.validate(board)
-            trial.report(trainer.best_recall, trainer.epoch)
+            trial.report(trainer.progress.best_recall, trainer.progress.epoch)
             pruned = trial.should_prune()
-        figures: Mapping[str, float] = {"hparam/val_recall_at_1": trainer.best_recall, "hparam/epochs": trainer.epoch}
+        figures: Mapping[str, float] = {
+            "hparam/val_recall_at_1": trainer.progress.best_recall,
+            "hparam/epochs": trainer.progress.epoch,
+        }
         board.add_hparams(asdict(weights), dict(figures), run_name=".")
     return pruned
 

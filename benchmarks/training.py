@@ -30,9 +30,10 @@ from timing import machine, print_table, synchronise  # noqa: E402
 from datasets import load_prepared  # noqa: E402
 from models import Backbone, build_model  # noqa: E402
 from pipeline.command_line import run_script  # noqa: E402
+from pipeline.devices import autocast  # noqa: E402
 from pipeline.files import read_array  # noqa: E402
 from pipeline.settings import Settings, load_settings  # noqa: E402
-from training.embedding import autocast, image_source  # noqa: E402
+from training.image_sources import image_source  # noqa: E402
 from training.runs import Weights  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
 
@@ -143,7 +144,7 @@ def bare_images_a_second(settings: Settings, arguments: argparse.Namespace, imag
         if step == WARM_UP:
             synchronise(str(device))
             started = time.perf_counter()
-        with autocast(settings, device):
+        with autocast(settings.training.precision, device):
             features = network(pixels)
         optimizer.zero_grad(set_to_none=True)
         features.float().square().mean().backward()

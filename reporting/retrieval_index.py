@@ -20,8 +20,9 @@ from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_array, read_json, write_array, write_json
 from pipeline.pairs import SPLITS, Images, load_images, read_pairs
 from ranking import nearest
-from training.embedding import embed_images, embed_texts, image_source, made_from
+from training.embedding import embed_images, embed_texts
 from training.encoder import MODEL_INPUTS, RunEncoder
+from training.image_sources import image_source, made_from
 
 ARRAYS = ("images", "texts", "image_pairs", "text_pairs")
 
@@ -119,7 +120,8 @@ def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
     with_words = np.flatnonzero(np.diff(data.offsets) > 0)
     print(f"indexing {len(numbers):,} images and {len(with_words):,} texts")
     source = image_source(settings, data, device, for_one_pass=True)
-    images = embed_images(model, source, numbers, settings, device).cpu().numpy()
+    size, precision = settings.evaluation.batch_size, settings.training.precision
+    images = embed_images(model, source, numbers, size, precision, device).cpu().numpy()
     if source.unreadable:
         count, why = len(source.unreadable), source.unreadable[min(source.unreadable)]
         print(f"left out: {count:,} images that cannot be read, the first: {why}")
@@ -127,7 +129,7 @@ def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
         images, first_pairs = images[readable], first_pairs[readable]
     arrays = {
         "images": images,
-        "texts": embed_texts(model, data, with_words, settings, device).cpu().numpy(),
+        "texts": embed_texts(model, data, with_words, size, precision, device).cpu().numpy(),
         "image_pairs": first_pairs.astype(np.int64),
         "text_pairs": with_words.astype(np.int64),
     }

@@ -12,9 +12,9 @@ from torch import nn
 from losses import angular_npairs_loss, retrieval_loss_terms
 from models import Backbone, GRUEncoder, ImageEncoder, TwoStream, _of_like_length, build_model, xavier_
 from pipeline import settings as config
+from pipeline.devices import autocast
 from pipeline.errors import UserError
 from pipeline.settings import Settings
-from training.embedding import autocast
 
 WORDS = np.random.default_rng(0).normal(size=(30, 12)).astype(np.float32)
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -1,7 +1,7 @@
 """Several processes that train one model together, started by torchrun, on one machine or several.
 
-Each encodes its share of every minibatch, and all compute the loss of the whole one. The process of rank 0, the writer,
-does alone what writes and prints. In a process of its own everything here is the identity and sends nothing.
+Each encodes its share of every minibatch, and all compute the loss of the whole batch. The process of rank 0, the
+writer, alone writes and prints. In a single process every function here is the identity and sends nothing.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,21 +22,21 @@ from pipeline.errors import UserError
 
 T = TypeVar("T")
 
-PATIENCE = datetime.timedelta(days=7)
-"""How long a process waits: the writer computes features and validates. When one dies, torchrun ends the others."""
+LONGEST_WAIT = datetime.timedelta(days=7)
+"""How long a process waits for the writer, which computes features and validates. torchrun ends all when one dies."""
 
 
 @contextlib.contextmanager
 def started() -> Iterator[None]:
-    """Surround what all processes do: connects them, and leaves it to the writer to print.
+    """Connect the processes, and let only the writer print.
 
-    UserError and Stopped, which all of them are to raise together, go on from here in the writer only; the others exit.
+    All processes raise a UserError or Stopped together. The writer raises it further; the others exit.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    # Numbers on the CPU go over gloo, so that a message does not make a GPU wait.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    # CPU tensors go over gloo, so that a message does not make a GPU wait.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
     writer = is_writer()
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if writer else nowhere):
@@ -46,9 +46,9 @@ def started() -> Iterator[None]:
             raise
         sys.exit(128 + end.signal if isinstance(end, Stopped) else 2)
     except RuntimeError as error:
-        if writer or not any(told in str(error) for told in ("by peer", "Broken pipe")):
+        if writer or not any(reason in str(error) for reason in ("by peer", "Broken pipe")):
             raise
-        sys.exit(1)  # the writer is gone, and has said why
+        sys.exit(1)  # the writer has exited and has said why
     finally:
         dist.destroy_process_group()
 
@@ -69,7 +69,7 @@ def is_writer() -> bool:
 
 
 def gpu() -> torch.device:
-    """The GPU of this process; raises UserError where the machine has fewer GPUs than processes."""
+    """The GPU of this process. Raises UserError where the machine has fewer GPUs than processes."""
     if processes() == 1:
         return torch.device("cuda")
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -83,61 +83,64 @@ def gpu() -> torch.device:
 
 
 def by_writer(action: Callable[[], T]) -> T:
-    """What `action` gives or, as a UserError, raises in the writer, which alone runs it, in all processes."""
+    """Run `action` in the writer only. All processes return its result, or raise its UserError."""
     if processes() == 1:
         return action()
-    told: list[Any] = [None, None]
+    message: list[Any] = [None, None]  # the result, the error
     if is_writer():
         try:
-            told[0] = action()
+            message[0] = action()
         except UserError as error:
-            told[1] = str(error)
-    dist.broadcast_object_list(told)
-    if told[1] is not None:
-        raise UserError(told[1])
-    return told[0]
+            message[1] = str(error)
+    dist.broadcast_object_list(message)
+    if message[1] is not None:
+        raise UserError(message[1])
+    result: T = message[0]
+    return result
 
 
-def agreed(action: Callable[[], T]) -> T:
-    """Run `action` in every process; a UserError of one is raised in all."""
-    value = wrong = None
+def all_or_none(action: Callable[[], T]) -> T:
+    """Run `action` in every process. A UserError of one is raised in all."""
+    value: T | None = None
+    mistake: UserError | None = None
     try:
         value = action()
     except UserError as error:
-        wrong = error
-    if errors := [error for error in gather_objects(wrong and str(wrong)) if error is not None]:
-        raise wrong if processes() == 1 else UserError(errors[0])
-    return value
+        mistake = error
+    if messages := [message for message in gather_objects(mistake and str(mistake)) if message is not None]:
+        raise mistake if mistake and processes() == 1 else UserError(messages[0])
+    return cast(T, value)
 
 
 def writer_first(action: Callable[[], T]) -> T:
-    """Run `action` in the writer and then, when the files it wrote are there, in the others."""
-    value = agreed(action if is_writer() else lambda: None)
-    return agreed(lambda: value if is_writer() else action())
+    """Run `action` in the writer and then, when its files are written, in the other processes."""
+    value = all_or_none(action if is_writer() else lambda: None)
+    return cast(T, all_or_none(lambda: value if is_writer() else action()))
 
 
 def gather_objects(value: T) -> list[T]:
-    """What each process gives, by rank."""
+    """The value of each process, by rank."""
     values = [value] * processes()
     if processes() > 1:
         dist.all_gather_object(values, value)
     return values
 
 
-def greatest(*numbers: int) -> list[int]:
-    """The greatest of what the processes give, number by number; a flag is a number too."""
+def reduce_max(*numbers: int) -> list[int]:
+    """The maximum over processes of each number. A flag is a number too."""
     if processes() == 1:
         return list(numbers)
     together = torch.tensor([int(number) for number in numbers])
     dist.all_reduce(together, dist.ReduceOp.MAX)
-    return together.tolist()
+    maxima: list[int] = together.tolist()
+    return maxima
 
 
 # Shares of a minibatch
 
 
 def shares(count: int) -> list[int]:
-    """How many of `count` pairs each process takes, by rank: as many as the others, or one more."""
+    """How many of `count` pairs each process takes, by rank. They differ by one at most."""
     return [len(part) for part in np.array_split(np.arange(count), processes())]
 
 
@@ -154,7 +157,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
         ctx.sizes = sizes
-        padded = x.new_zeros(max(sizes), *x.shape[1:])  # a collective wants equal shapes
+        padded = x.new_zeros(max(sizes), *x.shape[1:])  # collectives need equal shapes
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
@@ -162,16 +165,16 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Every process has the same loss, and with it this gradient already: nothing is sent. DistributedDataParallel
-        # takes the mean of the parameters' gradients, where the gradient of the joined batch is their sum.
+        # Every process computes the same loss and so has this gradient already. DistributedDataParallel takes the mean
+        # of the parameters' gradients; the gradient of the joined batch is their sum.
         return gradient.split(ctx.sizes)[rank()] * len(ctx.sizes), None
 
 
 def gather_with_gradient(x: Tensor, sizes: list[int]) -> Tensor:
-    """Join the embeddings that the processes computed, in the order of the minibatch, for a loss that all compute.
+    """Join the embeddings that the processes computed, in the order of the minibatch.
 
-    The parameters' gradients, averaged over processes as DistributedDataParallel does, are those of one process with
-    the joined batch. x: (k B_r, …), k blocks (pairs, neighbors) of B_r = sizes[rank] rows each. Returns (k B, …), B the
+    DistributedDataParallel's averaged gradients are then those of one process with the whole batch.
+    x: (k B_r, …), k blocks (pairs, neighbors) of B_r = sizes[rank] rows each. Returns (k B, …), B the
     sum of sizes, in blocks too.
     """
     if processes() == 1:
@@ -181,10 +184,10 @@ def gather_with_gradient(x: Tensor, sizes: list[int]) -> Tensor:
 
 
 def parallel(model: nn.Module, device: torch.device, *, trainable_images: bool) -> nn.Module:
-    """The model whose `forward` also sees to it that all processes get the mean of their gradients.
+    """The model, wrapped so that all processes get the mean of their gradients.
 
-    On GPUs batch normalisation that is trained is over the minibatch. On the CPU, for which PyTorch has none of that
-    kind, it is over each process's share, and the running statistics are the writer's own.
+    On GPUs trained batch normalisation is over the whole minibatch. PyTorch has none of that kind for CPUs: there it is
+    over each process's share, and the running statistics are the writer's.
     """
     if processes() == 1:
         return model

@@ -1,191 +1,44 @@
-"""Images and texts through the model in batches: a frozen backbone's cached features, and embeddings."""
-
-import hashlib
-from pathlib import Path
+"""Images and texts through the model, in batches, in eval mode."""
 
 import numpy as np
 import torch
-from PIL import __version__ as pillow_version
 from torch import Tensor
 from tqdm import tqdm
 
 from datasets import Prepared, WordSequences
-from images.loading import CachedImages, FeatureSource, ImageFiles, ImageSource, PixelSource, demand_readable
-from images.pixel_cache import PixelCache, cache_folder, is_finished, kind_of_cache, open_pixel_cache, room_gb
-from images.tar_members import file_of
-from models import Backbone, TwoStream, seeded
-from pipeline.errors import UserError
-from pipeline.files import fingerprint, open_array, read_array, read_json, write_json, written_whole
-from pipeline.pairs import Images
-from pipeline.processes import cores
+from images.loading import ImageSource, demand_readable
+from models import TwoStream
+from pipeline.devices import autocast
 from pipeline.settings import Settings
-from pipeline.steps import versions
-
-
-def autocast(settings: Settings, device: torch.device) -> torch.autocast:
-    """The autocast that `training.precision` asks for."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.training.precision == "bf16")
-
-
-def image_files(settings: Settings, images: Images) -> ImageFiles:
-    """The dataset's images at the model's size."""
-    return ImageFiles(images, settings.model.image.size, settings.dataset.max_pixels)
-
-
-def worker_count(settings: Settings) -> int:
-    """Processes that read images: `training.workers`, or one a core."""
-    return cores() if settings.training.workers is None else settings.training.workers
-
-
-def features_path(settings: Settings, *, local: bool = False) -> Path:
-    """Where the features of this backbone at this size and precision lie."""
-    encoder = settings.model.image
-    weights = Path(encoder.weights).stem if encoder.weights not in ("imagenet", "none") else encoder.weights
-    seed = f"-seed={settings.seed}" if encoder.weights == "none" else ""
-    name = f"{encoder.backbone}-{weights}-{encoder.size}-{settings.training.precision}{seed}"
-    return settings.features_folder / name / ("local_features.npy" if local else "features.npy")
-
-
-def images_digest(images: Images) -> str:
-    """Changes when the list of images, or the size or time of one of the files, does."""
-    digest = hashlib.sha256()
-    for path in images.paths:
-        try:
-            status = file_of(images.root / path).stat()
-        except OSError as error:
-            raise UserError(f"{images.root / path}: {error.strerror}; run prepare_dataset.py again") from None
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def made_from(settings: Settings, images: Images) -> dict[str, object]:
-    """What the pretrained features of the images depend on, the state of the files included.
-
-    Raises UserError where an image or the file with the weights is not there.
-    """
-    encoder = settings.model.image
-    weights = encoder.weights
-    if weights not in ("imagenet", "none"):
-        try:
-            weights = fingerprint(Path(weights))
-        except OSError as error:
-            raise UserError(f"cannot read model.image.weights {weights}: {error.strerror}") from None
-    seed = {"seed": settings.seed} if weights == "none" else {}
-    digest = images_digest(images)
-    return {"images": digest, "backbone": encoder.backbone, "weights": weights, "size": encoder.size, **seed}
-
-
-@torch.no_grad()
-def cached_features(
-    settings: Settings, images: Images, device: torch.device, *, local: bool = False
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Features (I, 2, F), float32, of every image ([:, 0]) and of its mirror image ([:, 1]), memory-mapped.
-
-    Beside them, by number, what is wrong with the images that cannot be read: their features are NaN.
-
-    They are those of the backbone as pretrained, computed, under `training.precision`, where they are not there yet or
-    where the images or the weights have changed. With `local` they are those of every place of the feature map,
-    (I, 2, N, F) in float16: bfloat16 keeps fewer digits, and float32 would be a gigabyte for 2,000 images.
-    """
-    path, inputs = features_path(settings, local=local), made_from(settings, images)
-    stamp = path.with_suffix(".json")
-    if path.exists() and stamp.exists():
-        made = read_json(stamp)
-        if made["made_from"] == inputs:
-            return read_array(path), {int(number): why for number, why in made.get("unreadable", {}).items()}
-    stamp.unlink(missing_ok=True)
-
-    with seeded(settings):
-        backbone = Backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
-    backbone.demand_size(settings.model.image.size)
-    count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
-    source = PixelSource(image_files(settings, images), worker_count(settings), device)
-    parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
-    compute = backbone.local_features if local else backbone
-    with autocast(settings, device):
-        shape = compute(torch.zeros(1, 3, settings.model.image.size, settings.model.image.size).byte().to(device)).shape
-    if local:
-        print(f"writing {2 * 2 * count * shape[1:].numel() / 2**30:.2f} GiB of local features to {path}")
-    requests = [(part, np.zeros(len(part), dtype=bool)) for part in parts]
-    with (
-        written_whole(path) as beside,
-        tqdm(total=count, desc=f"features of {settings.model.image.backbone}", unit="image", disable=None) as progress,
-    ):
-        features = open_array(beside, (count, 2, *shape[1:]), np.float16 if local else np.float32)
-        for part, pixels in zip(parts, source.batches(requests), strict=True):
-            with autocast(settings, device):
-                both = compute(torch.cat([pixels, pixels.flip(3)]))
-            features[part] = both.float().unflatten(0, (2, len(part))).transpose(0, 1).cpu().numpy()
-            demand_readable(source.unreadable, count, settings.training.max_unreadable_share)
-            progress.update(len(part))
-        features[list(source.unreadable)] = np.nan
-        features.flush()
-    write_json(stamp, {"made_from": inputs, "unreadable": source.unreadable, "versions": versions()})
-    print(f"wrote {path}")
-    return read_array(path), source.unreadable
-
-
-def pixel_cache(settings: Settings, images: Images, *, for_one_pass: bool = False) -> PixelCache | None:
-    """The cache that `training.pixel_cache` asks for, made where it is not there; None where the files are read.
-
-    For a single pass none is made, and only one is taken whose pixels are those of the files.
-    """
-    size, max_pixels, training = settings.model.image.size, settings.dataset.max_pixels, settings.training
-    parent, wanted = settings.features_folder, "raw" if for_one_pass else training.pixel_cache
-    if wanted == "none" or (for_one_pass and not list(parent.glob(f"pixels-{size}-raw-*/pixels.json"))):
-        return None
-    inputs = {"images": images_digest(images), "max_pixels": max_pixels, "pillow": pillow_version}
-    folders = {kind: cache_folder(parent, kind, size, inputs) for kind in ("raw", "jpeg")}
-    finished = [kind for kind in folders if wanted in ("auto", kind) and is_finished(folders[kind])]
-    if finished:
-        kind, gigabytes = finished[0], 0.0
-    elif for_one_pass:
-        return None
-    else:
-        limit = min(training.pixel_cache_gb, room_gb(parent, *folders.values()))
-        kind, gigabytes = kind_of_cache(wanted, images, size, max_pixels, limit)
-    if kind == "none":
-        print(
-            f"{len(images.paths):,} images are decoded in each epoch: a pixel cache takes more than {limit:.3g} GB "
-            f"(training.pixel_cache_gb, or what {parent} has room for)"
-        )
-        return None
-    return open_pixel_cache(folders[kind], kind, gigabytes, images, size, max_pixels, inputs)
-
-
-def image_source(
-    settings: Settings, data: Prepared, device: torch.device, *, for_one_pass: bool = False
-) -> ImageSource:
-    """Where batches of images come from: a frozen backbone's cached features, a pixel cache, or the image files.
-
-    What is read once, to evaluate or to search, is read from the files where no array of their pixels is there already.
-    """
-    if settings.model.image.trainable or not settings.model.image.cache_features:
-        cache = pixel_cache(settings, data.images, for_one_pass=for_one_pass)
-        files = CachedImages(cache) if cache else image_files(settings, data.images)
-        return PixelSource(files, worker_count(settings), device)
-    local = settings.model.pvse.embeddings > 0
-    features, unreadable = cached_features(settings, data.images, device, local=local)
-    return FeatureSource(features, device, unreadable)
+from training.image_sources import image_source
 
 
 def embed_pairs(
-    model: TwoStream, data: Prepared, images: ImageSource, rows: np.ndarray, settings: Settings, device: torch.device
+    model: TwoStream,
+    data: Prepared,
+    images: ImageSource,
+    rows: np.ndarray,
+    size: int,
+    precision: str,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the images and texts of the pairs `rows`, in eval mode.
+    """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the images and texts of the pairs `rows`.
 
-    An image that several pairs share is embedded once, so that these rows are equal to the last bit. One that cannot be
-    read is in `images.unreadable` afterwards, and its embedding means nothing.
+    An image that several pairs share is embedded once, and so are texts of the same words: their rows are equal to the
+    last bit, and a tie stays a tie. An image that cannot be read is in `images.unreadable` afterwards, and its
+    embedding means nothing. size: images or texts in a batch. precision: `training.precision`.
     """
     numbers, image_of_row = np.unique(data.images.of_pair[rows], return_inverse=True)
-    x = embed_images(model, images, numbers, settings, device)
-    return x[torch.from_numpy(image_of_row).to(device)], embed_texts(model, data, rows, settings, device)
+    x = embed_images(model, images, numbers, size, precision, device)
+    y = embed_texts(model, data, rows, size, precision, device)
+    return x[torch.from_numpy(image_of_row).to(device)], y
 
 
 def embed_split(model: TwoStream, data: Prepared, settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`embed_pairs` of the pairs of `evaluation.split`; raises UserError where an image of theirs cannot be read."""
+    """`embed_pairs` of the pairs of `evaluation.split`. Raises UserError where an image of theirs cannot be read."""
     rows, images = data.rows[settings.evaluation.split], image_source(settings, data, device, for_one_pass=True)
-    x, y = embed_pairs(model, data, images, rows, settings, device)
+    size, precision = settings.evaluation.batch_size, settings.training.precision
+    x, y = embed_pairs(model, data, images, rows, size, precision, device)
     needed = set(data.images.of_pair[rows].tolist())
     demand_readable({number: why for number, why in images.unreadable.items() if number in needed}, len(needed))
     return x, y
@@ -193,32 +46,52 @@ def embed_split(model: TwoStream, data: Prepared, settings: Settings, device: to
 
 @torch.no_grad()
 def embed_images(
-    model: TwoStream, images: ImageSource, numbers: np.ndarray, settings: Settings, device: torch.device
+    model: TwoStream, images: ImageSource, numbers: np.ndarray, size: int, precision: str, device: torch.device
 ) -> Tensor:
-    """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the images `numbers`, in eval mode."""
+    """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the images `numbers` (R,), `size` in a batch."""
     model.eval()
-    size = settings.evaluation.batch_size
     parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     batches = images.batches([(part, np.zeros(len(part), dtype=bool)) for part in parts])
     x = []
     for batch in tqdm(batches, total=len(parts), desc="images", unit="batch", leave=False, disable=None):
-        with autocast(settings, device):
+        with autocast(precision, device):
             x.append(model.images(batch))
     return torch.cat(x)
 
 
 @torch.no_grad()
 def embed_texts(
-    model: TwoStream, data: WordSequences, rows: np.ndarray, settings: Settings, device: torch.device
+    model: TwoStream, data: WordSequences, rows: np.ndarray, size: int, precision: str, device: torch.device
 ) -> Tensor:
-    """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the texts `rows`, each with a word, in eval mode."""
+    """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the texts `rows` (R,), each with a word, `size` in a batch.
+
+    Texts of the same words are encoded once.
+    """
     model.eval()
-    size = settings.evaluation.batch_size
+    first, of_row = distinct_texts(data, rows)
+    rows = rows[first]
     # Texts of like length share a batch, which leaves little padding.
     by_length = np.argsort(np.diff(data.offsets)[rows], kind="stable")
     y = []
     for start in tqdm(range(0, len(rows), size), desc="texts", unit="batch", leave=False, disable=None):
         tokens, lengths = data.texts(rows[by_length[start : start + size]])
-        with autocast(settings, device):
+        with autocast(precision, device):
             y.append(model.texts(tokens.to(device), lengths))
-    return torch.cat(y)[torch.from_numpy(np.argsort(by_length)).to(device)]
+    in_order = np.argsort(by_length)[of_row]
+    return torch.cat(y)[torch.from_numpy(in_order).to(device)]
+
+
+def distinct_texts(data: WordSequences, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct word sequences among the texts `rows` (R,), as the model reads them.
+
+    Returns the place in `rows` of the first of each (U,), ascending, and the number of each row's sequence (R,).
+    """
+    starts, ends = data.bounds(rows)
+    places: dict[bytes, int] = {}
+    first: list[int] = []
+    of_row = np.empty(len(rows), dtype=np.int64)
+    for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        of_row[place] = number = places.setdefault(data.tokens[start:end].tobytes(), len(first))
+        if number == len(first):
+            first.append(place)
+    return np.array(first, dtype=np.int64), of_row

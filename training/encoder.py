@@ -7,7 +7,6 @@
 Texts and images are prepared as in training. `encode.py` does the same from a shell.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ import numpy as np
 from datasets import WordSequences
 from images.files import UnreadableImage
 from images.loading import ImageFiles, PixelSource
+from pipeline.devices import choose_device, use_precision
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_json
 from pipeline.pairs import Images
@@ -24,7 +24,7 @@ from pipeline.settings import Settings
 from pipeline.steps import EXTRACT_DOC2VEC, stamp_path
 from text_space.tokenizer import load_tokenizer, read_vocabulary, to_indices
 from training.embedding import embed_images, embed_texts
-from training.runs import choose_device, load_model, read_run
+from training.runs import load_model, read_run
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -40,7 +40,6 @@ def settings_of_finished_run(run: Path, device: Device = "auto") -> Settings:
     settings, _ = read_run(run)
     if not (run / "run.json").exists():
         raise UserError(f"{run} is unfinished; resume it with train_cross_modal_retrieval_model.py --resume")
-    settings.work = os.path.relpath(Path(os.path.abspath(run)).parents[1])
     settings.training.device = device
     vocabulary = ("doc2vec/vocabulary.txt", "doc2vec/punkt.json")
     inputs = read_json(run / "inputs.json")
@@ -74,10 +73,12 @@ class RunEncoder:
     def __init__(self, run: Path | str, device: Device = "auto") -> None:
         self.run = Path(run)
         self.settings = settings_of_finished_run(self.run, device)
-        self.device = choose_device(self.settings)
+        self.device = choose_device(device)
+        use_precision(self.settings.training.precision)
         self.model = load_model(self.run, self.settings, self.device)
         self.tokenizer = load_tokenizer(self.settings)
         self.vocabulary = read_vocabulary(self.settings.work_folder / "doc2vec" / "vocabulary.txt")
+        self._batches = (self.settings.evaluation.batch_size, self.settings.training.precision, self.device)
         model = self.settings.model
         several = (model.pvse.embeddings,) if model.pvse.embeddings else ()
         self.shape: tuple[int, ...] = (*several, model.dimensions)
@@ -106,7 +107,7 @@ class RunEncoder:
         )
         vectors = np.full((len(texts), *self.shape), np.nan, dtype=np.float32)
         if len(usable := np.flatnonzero(lengths)):
-            vectors[usable] = embed_texts(self.model, sequences, usable, self.settings, self.device).cpu().numpy()
+            vectors[usable] = embed_texts(self.model, sequences, usable, *self._batches).cpu().numpy()
         unknown, no_word = "no word of it is in the vocabulary", "it has only stop words and short words"
         return vectors, {int(row): unknown if words[row] else no_word for row in np.flatnonzero(lengths == 0)}
 
@@ -132,7 +133,7 @@ class RunEncoder:
         images = Images([str(path) for path in paths], numbers, Path())
         files = ImageFiles(images, self.settings.model.image.size, limit, _why_unreadable)
         source = PixelSource(files, workers, self.device)
-        vectors[:] = embed_images(self.model, source, numbers, self.settings, self.device).cpu().numpy()
+        vectors[:] = embed_images(self.model, source, numbers, *self._batches).cpu().numpy()
         vectors[list(source.unreadable)] = np.nan
         return vectors, dict(sorted(source.unreadable.items()))
 

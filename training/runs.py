@@ -1,11 +1,10 @@
-"""A training run's folder: its name, its settings, its checkpoints."""
+"""A training run's folder: its name, its settings, and what it was trained on."""
 
 import hashlib
 import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -17,23 +16,23 @@ from pipeline.pairs import load_images
 from pipeline.schema import RUN
 from pipeline.settings import RETIRED, Settings, checked_tree, flatten, load_settings, mistakes, names_shaping
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, Step, output_paths
-from training import distributed
-from training.embedding import made_from
+from training.checkpoints import load_model_state
 from training.fine_grained import by_neighbors, siamese_step
+from training.image_sources import made_from
 
 OF_A_RUN = names_shaping(RUN)
 """Settings that shape a run. The others are left out of its name, and may change when it is resumed."""
 
 NOT_READ_BY_A_MODEL = ("set of image files", "neighbors/", "siamese/")
-"""Inputs of training by the beginning of their names, without which a trained model is what it was."""
+"""Inputs of training, by the beginning of their names, that a trained model does not read."""
 
 LAST_SECTION, LAST_SETTING = "evaluation", "batch_size"
-"""Every run's config.yaml has this setting, after all that shape the run: without it the file was cut off."""
+"""A config.yaml without this late setting was cut off."""
 
 
 @dataclass
 class Weights:
-    """Weights of Eq. 8 as they stand on the command line; image to text has weight 1."""
+    """Weights of Eq. 8, as on the command line. Image to text has weight 1."""
 
     sym: float
     img: float
@@ -45,33 +44,33 @@ class Weights:
 
 
 def run_name(settings: Settings, config_file: Settings, weights: Weights) -> str:
-    """Name of a run: the authors' for the weights, then what differs from the config file, then the seed."""
+    """Name of a run: the authors' name for the weights, settings that differ from the config file, the seed."""
     name = f"l_i2t_l_sym_{weights.sym:g}_l_img_{weights.img:g}_l_text_{weights.text:g}".replace(".", "_")
     of_file = flatten(config_file)
     for setting, value in flatten(settings).items():
         if setting != "seed" and setting in OF_A_RUN and value != of_file[setting]:
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             name += f"-{setting}={shown.replace('.', '_').replace('/', '_')}"
-    if len(name) > 150:  # file systems end at 255 bytes; config.yaml in the folder holds it all
+    if len(name) > 150:  # file systems allow 255 bytes; config.yaml has all settings
         name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{name}-seed={settings.seed}"
 
 
 def reads_neighbors(settings: Settings, weights: Weights) -> bool:
-    """Whether a run has a use for the neighbor table: a baseline has none, nor has ground-truth structure."""
+    """Whether a run reads the neighbor table. A baseline and ground-truth structure do not."""
     if settings.loss.base == "fine_grained" and by_neighbors(settings):
         return True
     return bool(weights.img or weights.text) and settings.loss.structure == "estimated"
 
 
 def steps_of_loss(settings: Settings, weights: Weights) -> list[Step]:
-    """The steps whose outputs only some losses read."""
+    """The steps whose outputs this run's loss reads and others do not."""
     labelled = settings.loss.base == "fine_grained" and settings.loss.labels == "siamese"
     return [FIND_NEIGHBORS] * reads_neighbors(settings, weights) + ([siamese_step(settings)] if labelled else [])
 
 
 def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
-    """Fingerprints of the files in WORK that a run is trained on, by name; raises UserError where one is missing."""
+    """Fingerprints of the files in WORK that a run is trained on, by name. Raises UserError where one is missing."""
     paths = [
         settings.work_folder / "pairs.parquet",
         settings.work_folder / "doc2vec" / "word_vectors.npy",
@@ -84,9 +83,9 @@ def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
 
 
 def image_inputs(settings: Settings) -> dict[str, str]:
-    """Fingerprints of what a run is trained on outside WORK: the image files and, from a file, the backbone's weights.
+    """Fingerprints of what a run is trained on outside WORK: image files, and a file with the backbone's weights.
 
-    Raises UserError where they are not there.
+    Raises UserError where one is missing.
     """
     made = made_from(settings, load_images(settings.work_folder))
     found = {"set of image files": str(made["images"])}
@@ -96,9 +95,9 @@ def image_inputs(settings: Settings) -> dict[str, str]:
 
 
 def what_changed_since(run: Path, settings: Settings, *, force: bool = False) -> str | None:
-    """What shaped the run in the folder and is another now; None where nothing is, or there is no run.
+    """Which setting or input of the run in the folder has changed; None where none has, or there is no run.
 
-    With `force` only what its model cannot be used without is compared: the pairs, the vocabulary and the words.
+    With `force` only what its model needs is compared: the pairs, the vocabulary and the words.
     """
     if not (run / "config.yaml").exists():
         return None
@@ -118,7 +117,7 @@ def what_changed_since(run: Path, settings: Settings, *, force: bool = False) ->
 
 
 def clear_run(run: Path) -> None:
-    """Remove what an earlier training left in the folder; its settings go first, so that a half-cleared run is none."""
+    """Remove an earlier training from the folder. Its settings go first: without them a folder is no run."""
     (run / "config.yaml").unlink(missing_ok=True)
     for old in run.glob("*"):
         if old.is_dir():
@@ -128,9 +127,9 @@ def clear_run(run: Path) -> None:
 
 
 def start_run(run: Path, settings: Settings, weights: Weights, *, resume: bool) -> bool:
-    """Make the run's folder; False, after saying so, where the run is there and finished.
+    """Make the run's folder. False, after printing `up to date`, where the run is finished.
 
-    Raises UserError where it is unfinished and `resume` is not wanted, or was trained with other settings or inputs.
+    Raises UserError where the run is unfinished and not to be resumed, or was trained with other settings or inputs.
     """
     if not (run / "config.yaml").exists():
         clear_run(run)
@@ -144,14 +143,15 @@ def start_run(run: Path, settings: Settings, weights: Weights, *, resume: bool) 
         print(f"up to date {run / 'best.pt'}")
         return False
     if not resume:
-        raise UserError(f"{run} is unfinished; go on with it with --resume, or start it anew with --overwrite")
+        raise UserError(f"{run} is unfinished; resume it with --resume, or start it anew with --overwrite")
     return True
 
 
 def read_run(run: Path) -> tuple[Settings, Weights]:
-    """Settings and loss weights of a run; raises UserError where there is no run, or its config.yaml is broken.
+    """Settings and loss weights of a run. WORK is the folder that the run lies in now.
 
-    A setting that is newer than the run takes its default.
+    A setting that was added since has its default. Raises UserError where there is no run, or its config.yaml is
+    broken.
     """
     path = run / "config.yaml"
     if not path.is_file():
@@ -161,10 +161,11 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
         weights = Weights(**{name: float(weight) for name, weight in tree.pop("weights").items()})
         tree[LAST_SECTION][LAST_SETTING]
         settings = load_settings(checked_tree(tree, "config.yaml", ignored=RETIRED))
+        settings.work = str(Path(os.path.abspath(run)).parents[1])
         wrong = "".join(f": {mistake}" for mistake in mistakes(settings))
     except UserError as error:
         wrong = f": {error}"
-    except Exception:  # what is no such file makes YAML's constructors and what follows raise anything
+    except Exception:  # a broken file makes YAML's constructors and what follows raise anything
         wrong = " is broken or cut off"
     if wrong:
         raise UserError(f"{path}{wrong}; train the run anew with --overwrite")
@@ -172,55 +173,21 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
 
 
 def finished_run(run: Path, *, force: bool = False) -> tuple[Settings, Weights]:
-    """`read_run` of a run that is finished and whose inputs are still those it was trained on.
+    """`read_run` of a finished run whose inputs are unchanged. With `force` its images and neighbors may have changed.
 
-    With `force` its images and neighbors may be others. Raises UserError where it is not.
+    Raises UserError where it is unfinished or its inputs have changed.
     """
     settings, weights = read_run(run)
     if not (run / "run.json").exists():
-        raise UserError(f"{run} is unfinished; go on with it with train_cross_modal_retrieval_model.py --resume")
+        raise UserError(f"{run} is unfinished; resume it with train_cross_modal_retrieval_model.py --resume")
     if changed := what_changed_since(run, settings, force=force):
         hint = "" if force or what_changed_since(run, settings, force=True) else ", or use it all the same with --force"
         raise UserError(f"{run} was trained {changed}; train it anew with --overwrite{hint}")
     return settings, weights
 
 
-def load_checkpoint(path: Path, model: TwoStream) -> dict[str, Any]:
-    """Load a checkpoint's weights into `model` and return all of the checkpoint.
-
-    Raises UserError where the file is missing, broken or another model's.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_checkpoint(state["model"])
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no checkpoint of this model ({reason}); train it anew with --overwrite") from None
-    return state
-
-
 def load_model(run: Path, settings: Settings, device: torch.device) -> TwoStream:
     """The model with the lowest validation loss of a run, in eval mode."""
     model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"))
-    load_checkpoint(run / "best.pt", model)
+    load_model_state(run / "best.pt", model)
     return model.to(device).eval()
-
-
-def be_deterministic(settings: Settings) -> None:
-    """Have torch compute the same from the same, where `deterministic` asks for it."""
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-
-
-def choose_device(settings: Settings) -> torch.device:
-    """The device that `training.device` names, set to the products of `training.precision`.
-
-    Raises UserError where a GPU is asked for and there is none.
-    """
-    if settings.training.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device is cuda, and torch sees no GPU; set it to auto or cpu")
-    # Every script that runs a model comes by here. torch's own default is TF32 in convolutions and RNNs.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = settings.training.precision == "tf32"
-    use_gpu = settings.training.device != "cpu" and torch.cuda.is_available()
-    return distributed.gpu() if use_gpu else torch.device("cpu")

@@ -50,10 +50,11 @@ OWN_COLOUR, OTHER_COLOUR, TEXT_COLOUR = "#1a9850", "#c8ccd2", "#1b1e23"
 
 def show_validation(
     board: SummaryWriter,
-    data: Prepared,
     rows: np.ndarray,
     x: Tensor,
     y: Tensor,
+    *,
+    data: Prepared,
     settings: Settings,
     epoch: int,
     step: int,

@@ -17,7 +17,7 @@ from images.pixel_cache import PixelCache, kind_of_cache, open_pixel_cache
 from pipeline.errors import UserError
 from pipeline.pairs import Images
 from pipeline.settings import Settings
-from training.embedding import pixel_cache as cache_of
+from training.image_sources import pixel_cache as cache_of
 
 SIZE = 16
 

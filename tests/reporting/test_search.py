@@ -46,8 +46,9 @@ from readers.synthetic import World
 from reporting.answers import answer_image, answer_pair, answer_text, fit_columns, printable
 from reporting.retrieval_index import Index, open_index
 from reporting.search_page import UPLOAD_BYTES, local_server, make_app
-from training.embedding import embed_pairs, image_source
+from training.embedding import embed_pairs
 from training.encoder import RunEncoder
+from training.image_sources import image_source
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -98,7 +99,7 @@ def embedded(encoder: RunEncoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs with a known word, and the embeddings of their images and texts as step 5 computes them."""
     data, settings, device = load_prepared(encoder.settings), encoder.settings, torch.device("cpu")
     rows = np.sort(np.concatenate([data.rows[split] for split in SPLITS]))
-    x, y = embed_pairs(encoder.model, data, image_source(settings, data, device), rows, settings, device)
+    x, y = embed_pairs(encoder.model, data, image_source(settings, data, device), rows, 256, "float32", device)
     return rows, x.numpy(), y.numpy()
 
 

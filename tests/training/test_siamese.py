@@ -16,8 +16,8 @@ from datasets import load_prepared
 from models import build_model
 from pipeline.command_line import make_parser, parse_settings
 from pipeline.settings import Settings, checked_tree, load_settings, mistakes, replaced, validated
-from training.embedding import image_source
 from training.fine_grained import Relevance, likeness, train_relevance
+from training.image_sources import image_source
 from training.runs import Weights
 from training.siamese import (
     SiameseNetwork,

@@ -22,7 +22,7 @@ from pipeline.command_line import make_parser, parse_settings
 from pipeline.files import LOCK
 from pipeline.pairs import image_root
 from pipeline.settings import Settings
-from training.embedding import image_source
+from training.image_sources import image_source
 from training.runs import Weights, run_name
 from training.trainer import Trainer
 

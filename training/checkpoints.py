@@ -1,0 +1,100 @@
+"""Checkpoints: best.pt, the model alone, and last.pt, all that a training needs to go on as if it had never stopped."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from models import TwoStream
+from pipeline.errors import UserError
+from pipeline.files import written_whole
+from training import distributed
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+
+def random_state() -> dict[str, Any]:
+    """State of torch's generators. All else that is random is drawn from the seed and the epoch."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put torch's generators into a state that `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_model(path: Path, model: TwoStream, epoch: int, step: int, more: dict[str, Any] | None = None) -> None:
+    """Write the model, and `more`, whole."""
+    state = {"model": model.checkpoint(), "epoch": epoch, "step": step, **(more or {})}
+    # Given a path, torch.save would write the temporary file's name into the file.
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's own error from closing its archive hides that the disk is full
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def load_model_state(path: Path, model: TwoStream) -> dict[str, Any]:
+    """Load a checkpoint's weights into `model` and return all of the checkpoint.
+
+    Raises UserError where the file is missing, broken or another model's.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_checkpoint(state["model"])
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is no checkpoint of this model ({reason}); train it anew with --overwrite") from None
+    return state
+
+
+def save_checkpoint(run: Path, trainer: "Trainer") -> None:
+    """Write last.pt in a run's folder. All processes call it together; one writes."""
+    random, *of_others = distributed.gather_objects(random_state())
+    progress = trainer.progress
+
+    def write() -> None:
+        kept = asdict(progress)
+        state = {
+            "optimizer": trainer.optimizer.state_dict(),
+            "schedule": trainer.schedule.state_dict(),
+            **{name: kept[name] for name in ("best_loss", "best_epoch", "best_recall", "batches_done")},
+            "random": random,
+            "curves": {path.name: path.stat().st_size for path in run.glob("events.out.tfevents.*")},
+            "seconds": progress.seconds,
+        }
+        more = state | ({"random_of_others": of_others} if of_others else {})
+        save_model(run / "last.pt", trainer.model, progress.epoch, progress.step, more)
+
+    distributed.by_writer(write)
+
+
+def resume(run: Path, trainer: "Trainer") -> dict[str, int]:
+    """Put a trainer where the run's last.pt left off; returns the sizes that TensorBoard's files had, by name.
+
+    Raises UserError where last.pt is broken or another model's.
+    """
+    path, progress = run / "last.pt", trainer.progress
+    state = load_model_state(path, trainer.model)
+    try:
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.schedule.load_state_dict(state["schedule"])
+        for name in asdict(progress):
+            setattr(progress, name, state[name])
+        random = [state["random"], *state.get("random_of_others", [])]
+        sizes: dict[str, int] = state["curves"]
+    except (KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be resumed ({reason}); train it anew with --overwrite") from None
+    same = len(random) == distributed.processes()
+    trainer.random = random[distributed.rank()] if same else {}
+    if progress.batches_done and not same:
+        print(
+            f"warning: {len(random)} processes began epoch {progress.epoch}, {distributed.processes()} resume it: "
+            "dropout, and perhaps the last batches, will differ"
+        )
+    return sizes

@@ -1,0 +1,164 @@
+"""Where batches of images come from: cached features of a frozen backbone, a pixel cache, or the image files."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import __version__ as pillow_version
+from tqdm import tqdm
+
+from datasets import Prepared
+from images.loading import CachedImages, FeatureSource, ImageFiles, ImageSource, PixelSource, demand_readable
+from images.pixel_cache import PixelCache, cache_folder, is_finished, kind_of_cache, open_pixel_cache, room_gb
+from images.tar_members import file_of
+from models import Backbone, seeded
+from pipeline.devices import autocast
+from pipeline.errors import UserError
+from pipeline.files import fingerprint, open_array, read_array, read_json, write_json, written_whole
+from pipeline.pairs import Images
+from pipeline.processes import cores
+from pipeline.settings import Settings
+from pipeline.steps import versions
+
+
+def image_files(settings: Settings, images: Images) -> ImageFiles:
+    """The dataset's images at the model's size."""
+    return ImageFiles(images, settings.model.image.size, settings.dataset.max_pixels)
+
+
+def worker_count(settings: Settings) -> int:
+    """Processes that read images: `training.workers`, or one a core."""
+    return cores() if settings.training.workers is None else settings.training.workers
+
+
+def features_path(settings: Settings, *, local: bool = False) -> Path:
+    """The file of the features of this backbone at this size and precision."""
+    encoder = settings.model.image
+    weights = Path(encoder.weights).stem if encoder.weights not in ("imagenet", "none") else encoder.weights
+    seed = f"-seed={settings.seed}" if encoder.weights == "none" else ""
+    name = f"{encoder.backbone}-{weights}-{encoder.size}-{settings.training.precision}{seed}"
+    return settings.features_folder / name / ("local_features.npy" if local else "features.npy")
+
+
+def images_digest(images: Images) -> str:
+    """A digest of the list of images with the size and time of each file."""
+    digest = hashlib.sha256()
+    for path in images.paths:
+        try:
+            status = file_of(images.root / path).stat()
+        except OSError as error:
+            raise UserError(f"{images.root / path}: {error.strerror}; run prepare_dataset.py again") from None
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def made_from(settings: Settings, images: Images) -> dict[str, object]:
+    """What the pretrained features of the images depend on: image files, backbone, weights and size.
+
+    Raises UserError where an image or the file with the weights is missing.
+    """
+    encoder = settings.model.image
+    weights = encoder.weights
+    if weights not in ("imagenet", "none"):
+        try:
+            weights = fingerprint(Path(weights))
+        except OSError as error:
+            raise UserError(f"cannot read model.image.weights {weights}: {error.strerror}") from None
+    seed = {"seed": settings.seed} if weights == "none" else {}
+    digest = images_digest(images)
+    return {"images": digest, "backbone": encoder.backbone, "weights": weights, "size": encoder.size, **seed}
+
+
+@torch.no_grad()
+def cached_features(
+    settings: Settings, images: Images, device: torch.device, *, local: bool = False
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Pretrained features (I, 2, F), float32, of every image ([:, 0]) and its mirror image ([:, 1]), memory-mapped.
+
+    Also returns, by number, what is wrong with images that cannot be read. Their features are NaN.
+
+    The features are computed, under `training.precision`, where they are missing or the images or weights have changed.
+    With `local` they are those of every place of the feature map, (I, 2, N, F) in float16: bfloat16 keeps fewer digits,
+    and float32 would take a gigabyte for 2,000 images.
+    """
+    path, inputs = features_path(settings, local=local), made_from(settings, images)
+    stamp = path.with_suffix(".json")
+    if path.exists() and stamp.exists():
+        made = read_json(stamp)
+        if made["made_from"] == inputs:
+            return read_array(path), {int(number): why for number, why in made.get("unreadable", {}).items()}
+    stamp.unlink(missing_ok=True)
+
+    with seeded(settings):
+        backbone = Backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
+    backbone.demand_size(settings.model.image.size)
+    count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
+    source = PixelSource(image_files(settings, images), worker_count(settings), device)
+    parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+    compute = backbone.local_features if local else backbone
+    with autocast(settings.training.precision, device):
+        shape = compute(torch.zeros(1, 3, settings.model.image.size, settings.model.image.size).byte().to(device)).shape
+    if local:
+        print(f"writing {2 * 2 * count * shape[1:].numel() / 2**30:.2f} GiB of local features to {path}")
+    requests = [(part, np.zeros(len(part), dtype=bool)) for part in parts]
+    with (
+        written_whole(path) as temporary,
+        tqdm(total=count, desc=f"features of {settings.model.image.backbone}", unit="image", disable=None) as progress,
+    ):
+        features = open_array(temporary, (count, 2, *shape[1:]), np.float16 if local else np.float32)
+        for part, pixels in zip(parts, source.batches(requests), strict=True):
+            with autocast(settings.training.precision, device):
+                both = compute(torch.cat([pixels, pixels.flip(3)]))
+            features[part] = both.float().unflatten(0, (2, len(part))).transpose(0, 1).cpu().numpy()
+            demand_readable(source.unreadable, count, settings.training.max_unreadable_share)
+            progress.update(len(part))
+        features[list(source.unreadable)] = np.nan
+        features.flush()
+    write_json(stamp, {"made_from": inputs, "unreadable": source.unreadable, "versions": versions()})
+    print(f"wrote {path}")
+    return read_array(path), source.unreadable
+
+
+def pixel_cache(settings: Settings, images: Images, *, for_one_pass: bool = False) -> PixelCache | None:
+    """The cache that `training.pixel_cache` asks for, made where it is missing; None where the files are to be read.
+
+    For one pass no cache is made, and only an array of exact pixels is used.
+    """
+    size, max_pixels, training = settings.model.image.size, settings.dataset.max_pixels, settings.training
+    parent, wanted = settings.features_folder, "raw" if for_one_pass else training.pixel_cache
+    if wanted == "none" or (for_one_pass and not list(parent.glob(f"pixels-{size}-raw-*/pixels.json"))):
+        return None
+    inputs = {"images": images_digest(images), "max_pixels": max_pixels, "pillow": pillow_version}
+    folders = {kind: cache_folder(parent, kind, size, inputs) for kind in ("raw", "jpeg")}
+    finished = [kind for kind in folders if wanted in ("auto", kind) and is_finished(folders[kind])]
+    if finished:
+        kind, gigabytes = finished[0], 0.0
+    elif for_one_pass:
+        return None
+    else:
+        limit = min(training.pixel_cache_gb, room_gb(parent, *folders.values()))
+        kind, gigabytes = kind_of_cache(wanted, images, size, max_pixels, limit)
+    if kind == "none":
+        print(
+            f"{len(images.paths):,} images are decoded in each epoch: a pixel cache takes more than {limit:.3g} GB "
+            f"(training.pixel_cache_gb, or what {parent} has room for)"
+        )
+        return None
+    return open_pixel_cache(folders[kind], kind, gigabytes, images, size, max_pixels, inputs)
+
+
+def image_source(
+    settings: Settings, data: Prepared, device: torch.device, *, for_one_pass: bool = False
+) -> ImageSource:
+    """Cached features of a frozen backbone, a pixel cache, or the image files, by the settings.
+
+    For one pass, to evaluate or to search, the files are read where no array of their pixels exists.
+    """
+    if settings.model.image.trainable or not settings.model.image.cache_features:
+        cache = pixel_cache(settings, data.images, for_one_pass=for_one_pass)
+        files = CachedImages(cache) if cache else image_files(settings, data.images)
+        return PixelSource(files, worker_count(settings), device)
+    local = settings.model.pvse.embeddings > 0
+    features, unreadable = cached_features(settings, data.images, device, local=local)
+    return FeatureSource(features, device, unreadable)

@@ -1,0 +1,130 @@
+"""A run from its first or last checkpoint to its end: epochs, checkpoints, TensorBoard's files, signals."""
+
+import contextlib
+import errno
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from pipeline.errors import Stopped, UserError
+from training import distributed
+from training.checkpoints import resume, save_checkpoint, save_model
+from training.trainer import Trainer
+
+
+def train_until_finished(trainer: Trainer, run: Path, checkpoint_minutes: float) -> None:
+    """Train from the checkpoint in the run's folder, where there is one, to the last epoch.
+
+    Raises Stopped, after a checkpoint, where Ctrl-C or SIGTERM ask for it.
+    """
+    progress = trainer.progress
+    sizes: dict[str, int] = {}
+    if (run / "last.pt").exists():
+        sizes = distributed.all_or_none(lambda: resume(run, trainer))
+        print(f"resuming in epoch {progress.epoch}, after step {progress.step}")
+    if distributed.is_writer():
+        roll_back_curves(run, sizes)
+    started, before = time.monotonic(), progress.seconds
+    saved = started
+
+    with StopRequest() as request, curves(run) as board:
+
+        def checkpoint() -> None:
+            nonlocal saved
+            progress.seconds = before + time.monotonic() - started
+            trainer.demand_finite(board)
+            board.flush()
+            save_checkpoint(run, trainer)
+            saved = time.monotonic()
+
+        def after_batch() -> None:
+            asked, due = distributed.reduce_max(request.signal, time.monotonic() - saved > 60 * checkpoint_minutes)
+            if asked or due:
+                checkpoint()
+            stop_where_asked(asked)
+
+        def stop_where_asked(asked: int) -> None:
+            if asked:
+                raise Stopped(f"stopped after step {progress.step}; go on with --resume", asked)
+
+        if progress.step == 0:
+            trainer.validate(board)  # the untrained model: where the curves begin
+            tqdm.write(trainer.last_validation)
+        while not trainer.finished():
+            trainer.train_one_epoch(board, after_batch)
+            improved = trainer.validate(board)
+            tqdm.write(trainer.last_validation)
+            if improved:
+                distributed.by_writer(lambda: save_model(run / "best.pt", trainer.model, progress.epoch, progress.step))
+            checkpoint()
+            if not trainer.finished():
+                stop_where_asked(*distributed.reduce_max(request.signal))
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM, noted until training can stop. A second Ctrl-C stops at once."""
+
+    signal = 0
+    """The signal that came, or 0."""
+
+    def __enter__(self) -> "StopRequest":
+        self.handlers = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        """The signals' handler."""
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+class NoBoard(SummaryWriter):
+    """TensorBoard's writer in a process that does not write."""
+
+    def __init__(self) -> None:
+        pass
+
+    def add_scalar(self, *_: object, **__: object) -> None:
+        """Write nothing."""
+
+    def flush(self) -> None:
+        """Write nothing."""
+
+
+@contextlib.contextmanager
+def curves(run: Path) -> Iterator[SummaryWriter]:
+    """TensorBoard's writer of a run. Raises UserError where the disk is full or not writable."""
+    if not distributed.is_writer():
+        yield NoBoard()
+        return
+    # The writer's thread fails first, and prints a traceback; then each call raises.
+    usual, threading.excepthook = threading.excepthook, lambda _: None
+    try:
+        with SummaryWriter(str(run)) as board:
+            yield board
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"cannot write in {run}: {error.strerror}; make room and go on with --resume") from None
+    finally:
+        threading.excepthook = usual
+
+
+def roll_back_curves(run: Path, sizes: dict[str, int]) -> None:
+    """Cut TensorBoard's files in a run's folder back to `sizes` in bytes, by name. Files without a size are removed."""
+    for path in run.glob("events.out.tfevents.*"):
+        if path.name in sizes:
+            with path.open("r+b") as file:
+                file.truncate(sizes[path.name])
+        else:
+            path.unlink()

@@ -1,0 +1,42 @@
+"""What is measured on the validation split after every epoch."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets import Prepared
+from metrics import EmbeddedPairs, Metric
+from training.objective import Objective
+
+
+class Validation(NamedTuple):
+    """The validation loss, and by label the metrics from image to text and from text to image."""
+
+    loss: float
+    measured: dict[str, list[float]]
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{label} {' '.join(f'{value:.3f}' for value in of)}" for label, of in self.measured.items())
+        return f"val loss {self.loss:.4f}  {shown}"
+
+
+@torch.no_grad()
+def validation_loss(objective: Objective, x: Tensor, y: Tensor, rows: np.ndarray, ids: Tensor, size: int) -> float:
+    """The mean loss of the pairs `rows` (R,) in batches of `size`, in their order.
+
+    x, y: (R, D) or (R, K, D), embeddings of their images and texts. ids: (R,), their image_ids.
+    """
+    total = 0.0
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        total += objective.validation_loss(x[part], y[part], rows[part], ids[part]).item() * len(ids[part])
+    return total / len(rows)
+
+
+def measure(metrics: Iterable[Metric], x: Tensor, y: Tensor, rows: np.ndarray, data: Prepared) -> dict[str, float]:
+    """Every metric of the pairs `rows` (R,) by name. x, y: as for `validation_loss`."""
+    pairs = EmbeddedPairs(x, y, data.image_ids[rows], data.categories[rows])
+    return {metric.name: metric.value(pairs) for metric in metrics}
