@@ -1,9 +1,8 @@
 """Losses over batches of embeddings: tensors in, scalars out.
 
 The base losses are N-pairs losses (Thomas & Kovashka, ECCV 2020, Eq. 3): every anchor is compared with its positive and
-with all negatives of the minibatch at once, in O(B²) time and memory and without waiting for the device. Each exists on
-embeddings and, underneath, on similarities (inner products of L2-normalised vectors), for models with several
-embeddings an instance. `retrieval_loss_terms` composes the terms of Eq. 8 from either.
+with all negatives of the minibatch at once, in O(B²) time and memory and without waiting for the device. They work on
+inner products of L2-normalised vectors. `retrieval_loss_terms` composes the terms of Eq. 8 from one of them.
 """
 
 import math
@@ -45,13 +44,20 @@ def angular_npairs_loss(
 
     Raises ValueError for shapes that do not fit, an unknown form, t or w that is not positive, and w ≠ 1 with "hinge".
     """
-    return angular_npairs_from_similarities(
-        *similarities(anchors, positives, negatives),
-        negative_mask,
-        tan_squared_alpha=tan_squared_alpha,
-        form=form,
-        negatives_weight=negatives_weight,
-    )
+    t = tan_squared_alpha
+    _check(form in ("logsumexp", "hinge"), f"form must be 'logsumexp' or 'hinge', got {form!r}")
+    _check(t > 0 and negatives_weight > 0, f"tan²α and negatives_weight must be positive, got {t}, {negatives_weight}")
+    _check(form == "logsumexp" or negatives_weight == 1, "negatives_weight is a setting of the logsumexp form")
+    ap, an, pn = triplet_similarities(anchors, positives, negatives)
+    mask = _mask_of(negative_mask, an)
+
+    brackets = 2 - 6 * t - 2 * (1 + t) * ap[:, None] + 4 * t * (an + pn)
+    if form == "hinge":
+        return brackets.masked_fill(~mask, 0).relu().sum(dim=1).mean()
+    exponents = brackets - (2 - 6 * t) + math.log(negatives_weight)
+    # The column of zeros is the 1 of log(1 + …). It also keeps a row of nothing but −inf from having a NaN gradient.
+    one = exponents.new_zeros(len(exponents), 1)
+    return torch.cat([one, exponents.masked_fill(~mask, -math.inf)], dim=1).logsumexp(dim=1).mean()
 
 
 def triplet_npairs_loss(
@@ -66,135 +72,58 @@ def triplet_npairs_loss(
 
     Shapes, normalisation, mask, precision and errors as for `angular_npairs_loss`.
     """
-    anchor_positive, anchor_negative, _ = similarities(anchors, positives, negatives)
-    return triplet_npairs_from_similarities(anchor_positive, anchor_negative, negative_mask, margin=margin)
-
-
-def similarities(anchors: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Inner products a_i·p_i (B,), a_i·n_j (B, M) and p_i·n_j (B, M) of (B, D), (B, D) and (M, D), in float32.
-
-    Or of (B, K, D), (B, K, D) and (M, K, D), each that of the closest pair (see `multiple_instance_similarities`).
-    With `training.precision: tf32` a GPU rounds the products.
-    Raises ValueError where the shapes do not fit.
-    """
-    if anchors.ndim not in (2, 3) or anchors.shape != positives.shape:
-        raise ValueError(
-            "anchors and positives must both be (B, D) or (B, K, D), "
-            f"got {tuple(anchors.shape)} and {tuple(positives.shape)}"
-        )
-    if negatives.ndim != anchors.ndim or negatives.shape[-1] != anchors.shape[-1]:
-        expected = ("M", "K")[: anchors.ndim - 1]
-        raise ValueError(
-            f"negatives must be ({', '.join(expected)}, {anchors.shape[-1]}), got {tuple(negatives.shape)}"
-        )
-    # Autocast would round every product to bfloat16; at these sizes it saves nothing.
-    with torch.autocast(anchors.device.type, enabled=False):
-        anchors, positives, negatives = map(_full_precision, (anchors, positives, negatives))
-        if anchors.ndim == 2:
-            return (anchors * positives).sum(dim=1), anchors @ negatives.T, positives @ negatives.T
-        return (
-            (anchors @ positives.transpose(1, 2)).amax(dim=(1, 2)),
-            multiple_instance_similarities(anchors, negatives),
-            multiple_instance_similarities(positives, negatives),
-        )
-
-
-# --- N-pairs losses on similarities ----------------------------------------------------------------------------------
-
-
-def angular_npairs_from_similarities(
-    anchor_positive: Tensor,
-    anchor_negative: Tensor,
-    positive_negative: Tensor,
-    negative_mask: Tensor | None = None,
-    *,
-    tan_squared_alpha: float = 1.0,
-    form: str = "logsumexp",
-    negatives_weight: float = 1.0,
-) -> Tensor:
-    """`angular_npairs_loss` from a·p (B,), a·n (B, M) and p·n (B, M); everything else as there."""
-    if form not in ("logsumexp", "hinge"):
-        raise ValueError(f"form must be 'logsumexp' or 'hinge', got {form!r}")
-    if not negatives_weight > 0:
-        raise ValueError(f"negatives_weight must be positive, got {negatives_weight}")
-    brackets = angular_brackets(
-        anchor_positive, anchor_negative, positive_negative, tan_squared_alpha=tan_squared_alpha
-    )
-    mask = _checked_mask(negative_mask, brackets)
-    if form == "hinge":
-        if negatives_weight != 1:
-            raise ValueError(f"negatives_weight is a setting of the logsumexp form, got {negatives_weight} with hinge")
-        return brackets.masked_fill(~mask, 0).relu().sum(dim=1).mean()
-    # Out goes the constant of Eq. 2, in comes the weight of the negatives.
-    exponents = brackets - (2 - 6 * tan_squared_alpha) + math.log(negatives_weight)
-    # The column of zeros is the 1 of log(1 + …). It also keeps a row of nothing but −inf from having a NaN gradient.
-    one = exponents.new_zeros(len(exponents), 1)
-    return torch.cat([one, exponents.masked_fill(~mask, -math.inf)], dim=1).logsumexp(dim=1).mean()
-
-
-def triplet_npairs_from_similarities(
-    anchor_positive: Tensor, anchor_negative: Tensor, negative_mask: Tensor | None = None, *, margin: float = 0.2
-) -> Tensor:
-    """`triplet_npairs_loss` from a·p (B,) and a·n (B, M); everything else as there."""
-    brackets = triplet_brackets(anchor_positive, anchor_negative, margin=margin)
-    mask = _checked_mask(negative_mask, brackets)
+    ap, an, _ = triplet_similarities(anchors, positives, negatives)
+    mask = _mask_of(negative_mask, an)
+    brackets = 2 * an - 2 * ap[:, None] + margin
     return brackets.masked_fill(~mask, 0).relu().sum(dim=1).mean()
 
 
-def angular_brackets(
-    anchor_positive: Tensor, anchor_negative: Tensor, positive_negative: Tensor, *, tan_squared_alpha: float
-) -> Tensor:
-    """What stands in the bracket of Eq. 2 for unit vectors, 2 − 6t − 2(1 + t) a·p + 4t (a + p)·n: (B, M).
+def triplet_similarities(anchors: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inner products a_i·p_i (B,), a_i·n_j (B, M) and p_i·n_j (B, M) of (B, D), (B, D) and (M, D), in float32.
 
-    anchor_positive: (B,). anchor_negative, positive_negative: (B, M). Raises ValueError for other shapes and t ≤ 0.
+    Of (B, K, D), (B, K, D) and (M, K, D), PVSE's, each is that of the closest of the K × K pairs. `training.precision:
+    tf32` rounds the products on a GPU. Raises ValueError for shapes that do not fit, and for no anchor.
     """
-    t = tan_squared_alpha
-    if not t > 0:
-        raise ValueError(f"tan_squared_alpha must be positive, got {t}")
-    _check_similarities(anchor_positive, anchor_negative)
-    if positive_negative.shape != anchor_negative.shape:
-        raise ValueError(f"p·n is {tuple(positive_negative.shape)}, a·n is {tuple(anchor_negative.shape)}")
-    # bfloat16 keeps 8 bits: similarities near 1 would be off by up to 0.004 before 4t multiplies the error and exp
-    # follows.
-    anchor_positive, anchor_negative, positive_negative = map(
-        _full_precision, (anchor_positive, anchor_negative, positive_negative)
+    _check(
+        anchors.ndim in (2, 3) and anchors.shape == positives.shape,
+        f"anchors and positives must both be (B, D) or (B, K, D), got {tuple(anchors.shape)}, {tuple(positives.shape)}",
     )
-    return 2 - 6 * t - 2 * (1 + t) * anchor_positive[:, None] + 4 * t * (anchor_negative + positive_negative)
-
-
-def triplet_brackets(anchor_positive: Tensor, anchor_negative: Tensor, *, margin: float) -> Tensor:
-    """What stands in the bracket of Eq. 1 for unit vectors, 2 a·n − 2 a·p + margin: (B, M).
-
-    anchor_positive: (B,). anchor_negative: (B, M). Raises ValueError for other shapes.
-    """
-    _check_similarities(anchor_positive, anchor_negative)
-    anchor_positive, anchor_negative = map(_full_precision, (anchor_positive, anchor_negative))
-    return 2 * anchor_negative - 2 * anchor_positive[:, None] + margin
+    _check(
+        negatives.ndim == anchors.ndim and negatives.shape[-1] == anchors.shape[-1],
+        f"negatives must be (M, {'K, ' * (anchors.ndim - 2)}{anchors.shape[-1]}), got {tuple(negatives.shape)}",
+    )
+    _check(len(anchors) > 0, "a batch needs at least one anchor")
+    # bfloat16 keeps 8 bits: similarities near 1 would be off by up to 0.004 before 4t multiplies the error.
+    with torch.autocast(anchors.device.type, enabled=False):
+        a, p, n = map(_full_precision, (anchors, positives, negatives))
+        if a.ndim == 2:
+            return (a * p).sum(dim=1), a @ n.T, p @ n.T
+        closest = (a @ p.transpose(1, 2)).amax(dim=(1, 2))
+        return closest, multiple_instance_similarities(a, n), multiple_instance_similarities(p, n)
 
 
 def _full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _check_similarities(anchor_positive: Tensor, anchor_negative: Tensor) -> None:
-    if anchor_positive.ndim != 1 or anchor_negative.ndim != 2 or len(anchor_positive) != len(anchor_negative):
-        raise ValueError(
-            "a·p and a·n must be (B,) and (B, M), "
-            f"got {tuple(anchor_positive.shape)} and {tuple(anchor_negative.shape)}"
-        )
-    if len(anchor_positive) == 0:
-        raise ValueError("a batch needs at least one anchor")
-
-
-def _checked_mask(negative_mask: Tensor | None, brackets: Tensor) -> Tensor:
+def _mask_of(negative_mask: Tensor | None, similarities: Tensor) -> Tensor:
+    """The mask of the negatives, by default all but the diagonal of (B, B)."""
     if negative_mask is None:
-        if brackets.shape[0] != brackets.shape[1]:
-            raise ValueError(f"without a negative_mask M must be B, got (B, M) = {tuple(brackets.shape)}")
-        return ~torch.eye(len(brackets), dtype=torch.bool, device=brackets.device)
-    if negative_mask.dtype != torch.bool or negative_mask.shape != brackets.shape:
-        got = f"{negative_mask.dtype} {tuple(negative_mask.shape)}"
-        raise ValueError(f"negative_mask must be bool {tuple(brackets.shape)}, got {got}")
+        b, m = similarities.shape
+        _check(b == m, f"without a negative_mask M must be B, got (B, M) = {(b, m)}")
+        return ~torch.eye(b, dtype=torch.bool, device=similarities.device)
+    _check_bool("negative_mask", negative_mask, similarities.shape)
     return negative_mask
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_bool(name: str, mask: Tensor, shape: torch.Size) -> None:
+    expected = mask.dtype == torch.bool and mask.shape == shape
+    _check(expected, f"{name} must be bool {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}")
 
 
 # --- The paper's loss ------------------------------------------------------------------------------------------------
@@ -226,6 +155,8 @@ def retrieval_loss_terms(
     neighbor_ids: Tensor | None = None,
     has_neighbor: Tensor | None = None,
     known_neighbors: Tensor | None = None,
+    readable: Tensor | None = None,
+    neighbor_readable: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms of Eq. 8 over one batch of pairs (x_i, y_i) and, where given, their drawn neighbors (x_i', y_i').
 
@@ -239,16 +170,20 @@ def retrieval_loss_terms(
     (B, D), or whatever base_loss takes. ids, neighbor_ids: (B,), the image_ids of the pairs and of their neighbors.
     has_neighbor: (B,) bool, False where a pair has no neighbor and what stands in its place does not count; None means
     that all have one. known_neighbors: (B, B) bool, True where pair j is no negative of pair i in any term; None for no
-    such pairs. That is ours, for batches that hold the neighbors themselves: pairs drawn at random are hardly ever
-    neighbors, but in those l_i2t and l_sym would push apart what l_img and l_text pull together.
+    such pairs. That is ours, for batches that hold the neighbors: l_i2t and l_sym would push apart what l_img and l_text
+    pull together. readable, neighbor_readable: (B,) bool, False where the image of the pair, or of its
+    neighbor, was lost; None for none. A lost pair is no anchor and no negative: it contributes 0 to means over B.
 
-    Raises ValueError where neighbors come without their ids, for a known_neighbors of another type or shape, and what
-    base_loss and `negative_mask` raise.
+    Raises ValueError where neighbors come without their ids, for a mask of another type or shape, and what base_loss
+    and `negative_mask` raise.
     """
     others = negative_mask(ids, ids)
     if known_neighbors is not None:
         _check_bool("known_neighbors", known_neighbors, others.shape)
         others = others & ~known_neighbors
+    if readable is not None:
+        _check_bool("readable", readable, ids.shape)
+        others = others & readable[:, None] & readable
     terms = {"l_i2t": base_loss(images, texts, texts, others), "l_sym": base_loss(texts, images, images, others)}
     if neighbor_images is None and neighbor_texts is None:
         return terms
@@ -258,7 +193,8 @@ def retrieval_loss_terms(
     if has_neighbor is not None:
         mask = mask & has_neighbor[:, None]
     if neighbor_images is not None:
-        terms["l_img"] = base_loss(images, neighbor_images, images, mask)
+        of_images = mask if neighbor_readable is None else mask & neighbor_readable[:, None]
+        terms["l_img"] = base_loss(images, neighbor_images, images, of_images)
     if neighbor_texts is not None:
         terms["l_text"] = base_loss(texts, neighbor_texts, texts, mask)
     return terms
@@ -321,9 +257,9 @@ def fine_grained_labels(
 ) -> Tensor:
     """Labels 1 + strength · hardness of the examples of a minibatch, (B, M), 1 for what is no example.
 
-    Xu et al. (ICCS 2019): hard is a positive whose texts look unlike, and a negative whose texts look alike. With the
-    likeness s of the example's text and the text that belongs to the example's image, in (0, 1), hardness is 1 − s for
-    a positive and s for a negative. That is what the abstract says of hard examples; the linear form is ours.
+    Xu et al. (ICCS 2019): a positive whose texts look unlike is hard, and a negative whose texts look alike. With the
+    likeness s in (0, 1) of the example's text and its image's own text, hardness is 1 − s for a positive and s for a
+    negative. That is from their abstract; the linear form is ours.
 
     likeness: (B, M). positive, negative: (B, M) bool, disjoint. own: (B, M) bool, the positives that are a text with
     its own image: that a text is like itself says nothing, so they get the mean hardness of the other positives, or 0
@@ -353,6 +289,8 @@ def structure_preserving_loss_terms(
     *,
     margin: float = 0.1,
     neighborhoods: Tensor | None = None,
+    readable: Tensor | None = None,
+    neighbor_readable: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The four terms of Wang, Li and Lazebnik's loss (CVPR 2016, Eq. 5), STRUC in the paper's Table 2.
 
@@ -377,23 +315,29 @@ def structure_preserving_loss_terms(
     - neighborhoods: (B, 2B) bool names more members, True where the batch's pair j (column j) or the drawn pair j
       (column B + j) is in y_i's list of neighbors; None for the drawn ones only.
 
-    What sets it apart from `retrieval_loss_terms` with `triplet_npairs_loss`, OURS (TRIP): all of a neighborhood must
-    be closer than all that is outside, not the drawn neighbor only; known neighbors are no negatives; the drawn
-    neighbors of other anchors are negatives too; distances are not squared; and the structure of one modality is used.
-    With one known neighbor an anchor and negatives from the batch alone, the terms are the same but for the distance.
+    It differs from `retrieval_loss_terms` with `triplet_npairs_loss`, OURS (TRIP): all of a neighborhood must be closer
+    than all that is outside; known neighbors are no negatives; other anchors' drawn neighbors are; distances are not
+    squared; the structure of one modality is used.
+
+    readable, neighbor_readable: (B,) bool, False where the image of the pair, or of its neighbor, was lost; None for
+    none. A lost pair is neither anchor nor candidate.
 
     Raises ValueError where neighbors come without their ids, and for shapes that do not fit.
     """
-    same = ~negative_mask(ids, ids)
+    there = torch.ones_like(ids, dtype=torch.bool) if readable is None else readable
+    same, known = ~negative_mask(ids, ids), there[:, None] & there
     terms = {
-        "l_i2t": group_ranking_loss(images, texts, same, ~same, margin=margin),
-        "l_sym": group_ranking_loss(texts, images, same, ~same, margin=margin),
+        "l_i2t": group_ranking_loss(images, texts, same & known, ~same & known, margin=margin),
+        "l_sym": group_ranking_loss(texts, images, same & known, ~same & known, margin=margin),
     }
     if neighbor_images is None and neighbor_texts is None:
         return terms
     if neighbor_ids is None:
         raise ValueError("neighbors need neighbor_ids, to be masked where they sit in the batch")
     members, others = neighborhood_masks(ids, neighbor_ids, has_neighbor, neighborhoods)
+    drawn_there = torch.ones_like(there) if neighbor_readable is None else neighbor_readable
+    known = there[:, None] & torch.cat([there, drawn_there])
+    members, others = members & known, others & known
     for name, anchors, neighbors in (("l_img", images, neighbor_images), ("l_text", texts, neighbor_texts)):
         if neighbors is not None:
             candidates = torch.cat([anchors, neighbors])
@@ -430,8 +374,8 @@ def group_ranking_loss(
 ) -> Tensor:
     """mean_i Σ_{j in group i} Σ_{k in others of i} [margin + d(a_i, c_j) − d(a_i, c_k)]₊, a scalar.
 
-    Each term of Wang et al.'s Eq. 5 over its number of anchors, as the N-pairs losses are means over anchors too. d is
-    the Euclidean distance of L2-normalised embeddings, not squared, as there; the paper's triplet (Eq. 1) squares it.
+    Each term of Wang et al.'s Eq. 5 over its number of anchors. d is the Euclidean distance of L2-normalised
+    embeddings, not squared; the paper's triplet (Eq. 1) squares it.
 
     anchors: (B, D). candidates: (M, D). Or (B, K, D) and (M, K, D), d then being that of the closest pair. group_mask,
     other_mask: (B, M) bool. An anchor without a group, or without others, contributes 0. Sorting makes it O(BM log M)
@@ -453,11 +397,6 @@ def group_ranking_loss(
     return hinges.masked_fill(~group_mask, 0).sum(dim=1).mean()
 
 
-def _check_bool(name: str, mask: Tensor, shape: torch.Size) -> None:
-    if mask.dtype != torch.bool or mask.shape != shape:
-        raise ValueError(f"{name} must be bool {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}")
-
-
 def euclidean_distances(anchors: Tensor, candidates: Tensor) -> Tensor:
     """‖a_i − c_j‖ of L2-normalised (B, D) and (M, D), or that of the closest pair of (B, K, D) and (M, K, D): (B, M).
 
@@ -475,8 +414,8 @@ def euclidean_distances(anchors: Tensor, candidates: Tensor) -> Tensor:
 def multiple_instance_similarities(a: Tensor, b: Tensor) -> Tensor:
     """Greatest cosine among the K × K pairs of embeddings of two instances (Song & Soleymani, CVPR 2019): (B, M).
 
-    Their multiple-instance learning: a pair is right where one of its senses is, and only the closest ones are pulled.
-    Angular losses take a·p, a·n and p·n so, each with the closest pair of its own; that is ours, theirs is a triplet.
+    Their multiple-instance learning: only the closest senses of a pair are pulled. Angular losses take each of a·p, a·n
+    and p·n from its own closest pair; that is ours, theirs is a triplet loss.
 
     a: (B, K, D), b: (M, K', D), assumed L2-normalised. Raises ValueError where the shapes do not fit.
     """

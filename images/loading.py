@@ -157,7 +157,10 @@ class FeatureSource:
 
     def load(self, numbers: np.ndarray, flips: np.ndarray) -> Tensor:
         """One batch."""
-        return to_device(self.features[numbers, flips.astype(np.int64)], self.device)
+        features = self.features[numbers, flips.astype(np.int64)]
+        if self.unreadable:
+            features[np.isin(numbers, list(self.unreadable))] = 0  # NaN would reach the gradients of all others
+        return to_device(features, self.device)
 
 
 ImageSource = PixelSource | FeatureSource

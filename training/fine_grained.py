@@ -123,15 +123,25 @@ class PairwiseLoss:
             vectors, comparison = (read_array(path) for path in output_paths(SIAMESE_LABELS, settings))
             self.vectors, self.comparison = vectors, torch.from_numpy(np.array(comparison)).to(device)
 
-    def __call__(self, images: Tensor, texts: Tensor, image_rows: np.ndarray, text_rows: np.ndarray) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        texts: Tensor,
+        image_rows: np.ndarray,
+        text_rows: np.ndarray,
+        readable: Tensor | None = None,
+    ) -> Tensor:
         """The loss of the examples (image of pair i, text of pair j), a scalar; every image with its own text counts.
 
         images: (B, D) and texts: (M, D) unit vectors, of the pairs `image_rows` (B,) and `text_rows` (M,); or (B, K, D)
-        and (M, K, D) of PVSE, which are as similar as their closest ones.
+        and (M, K, D) of PVSE, which are as similar as their closest ones. readable: (B,) bool, False where the image
+        was lost: it has no example.
         """
         own = self.relevance.own(image_rows, text_rows)
         alike, unlike = self.relevance.alike(image_rows, text_rows)
         own, positive, negative = (to_device(mask, self.device) for mask in (own, own | alike, unlike))
+        if readable is not None:
+            own, positive, negative = (mask & readable[:, None] for mask in (own, positive, negative))
         if images.ndim == 2:
             images, texts = images[:, None], texts[:, None]
         return pairwise_similarity_loss(
