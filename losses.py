@@ -170,9 +170,9 @@ def retrieval_loss_terms(
     (B, D), or whatever base_loss takes. ids, neighbor_ids: (B,), the image_ids of the pairs and of their neighbors.
     has_neighbor: (B,) bool, False where a pair has no neighbor and what stands in its place does not count; None means
     that all have one. known_neighbors: (B, B) bool, True where pair j is no negative of pair i in any term; None for no
-    such pairs. That is ours, for batches that hold the neighbors: l_i2t and l_sym would push apart what l_img and l_text
-    pull together. readable, neighbor_readable: (B,) bool, False where the image of the pair, or of its
-    neighbor, was lost; None for none. A lost pair is no anchor and no negative: it contributes 0 to means over B.
+    such pairs. That is ours, for batches that hold the neighbors: l_i2t would push apart what l_img pulls together.
+    readable, neighbor_readable: (B,) bool, False where the image of the pair, or of its neighbor, was lost; None for
+    none. A lost pair is no anchor and no negative: it contributes 0 to means over B.
 
     Raises ValueError where neighbors come without their ids, for a mask of another type or shape, and what base_loss
     and `negative_mask` raise.
