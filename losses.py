@@ -46,7 +46,10 @@ def angular_npairs_loss(
     """
     t = tan_squared_alpha
     _check(form in ("logsumexp", "hinge"), f"form must be 'logsumexp' or 'hinge', got {form!r}")
-    _check(t > 0 and negatives_weight > 0, f"tan²α and negatives_weight must be positive, got {t}, {negatives_weight}")
+    _check(
+        t > 0 and negatives_weight > 0,
+        f"tan_squared_alpha and negatives_weight must be above 0, got {t}, {negatives_weight}",
+    )
     _check(form == "logsumexp" or negatives_weight == 1, "negatives_weight is a setting of the logsumexp form")
     ap, an, pn = triplet_similarities(anchors, positives, negatives)
     mask = _mask_of(negative_mask, an)

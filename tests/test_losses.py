@@ -15,14 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
 from losses import (
-    angular_brackets,
-    angular_npairs_from_similarities,
     angular_npairs_loss,
     negative_mask,
     retrieval_loss_terms,
-    similarities,
-    triplet_brackets,
-    triplet_npairs_from_similarities,
     triplet_npairs_loss,
     weighted_sum,
 )
@@ -224,14 +219,6 @@ def test_bfloat16_embeddings_are_computed_in_float32(base_loss: losses.NPairsLos
     torch.testing.assert_close(base_loss(*half), base_loss(*batch), rtol=0.02, atol=0)
 
 
-def test_bfloat16_similarities_are_computed_in_float32() -> None:
-    ap, an, pn = (x.bfloat16() for x in similarities(*(unit_vectors(8, 8, seed=seed) for seed in (1, 2, 3))))
-    for form in ("logsumexp", "hinge"):
-        loss = functools.partial(angular_npairs_from_similarities, form=form, tan_squared_alpha=0.2)
-        assert loss(ap, an, pn) == loss(ap.float(), an.float(), pn.float())
-    assert triplet_npairs_from_similarities(ap, an) == triplet_npairs_from_similarities(ap.float(), an.float())
-
-
 @every_base_loss
 def test_float64_stays_float64(base_loss: losses.NPairsLoss) -> None:
     assert base_loss(*(unit_vectors(3, 4, seed=seed) for seed in (1, 2, 3))).dtype == torch.float64
@@ -289,25 +276,29 @@ def test_quadratic_memory_and_no_waiting_for_the_device(base_loss: losses.NPairs
 # --- Active triplets -------------------------------------------------------------------------------------------------
 
 
+def active(a: Tensor, p: Tensor, n: Tensor, loss: losses.NPairsLoss) -> Tensor:
+    """(B, M) bool: which triplets have a loss of their own."""
+    one = torch.ones(1, 1, dtype=torch.bool)
+    return torch.tensor([[bool(loss(a[[i]], p[[i]], n[[j]], one) > 0) for j in range(len(n))] for i in range(len(a))])
+
+
 def test_unrelated_vectors_have_no_active_triplet_at_45_degrees() -> None:
     """E[bracket] = 2 − 6t: the reason why the hinge form defaults to t = 0.2 and the other to t = 1."""
-    a, p, n = (unit_vectors(32, 512, seed=seed).requires_grad_() for seed in (1, 2, 3))
-    ap, an, pn = similarities(a, p, n)
-    others = ~torch.eye(32, dtype=torch.bool)
-    assert not (angular_brackets(ap, an, pn, tan_squared_alpha=1.0) > 0)[others].any()
-    assert (angular_brackets(ap, an, pn, tan_squared_alpha=0.2) > 0)[others].all()
-    assert (triplet_brackets(ap, an, margin=0.2) > 0)[others].float().mean() > 0.5
+    a, p, n = (unit_vectors(12, 512, seed=seed).requires_grad_() for seed in (1, 2, 3))
+    assert not active(a, p, n, functools.partial(HINGE, tan_squared_alpha=1.0)).any()
+    assert active(a, p, n, HINGE).all()
+    assert active(a, p, n, triplet_npairs_loss).float().mean() > 0.5
     loss = angular_npairs_loss(a, p, n, form="hinge", tan_squared_alpha=1.0)
     loss.backward()
     assert loss == 0 and (a.grad == 0).all()
     assert angular_npairs_loss(a, p, n, form="hinge", tan_squared_alpha=0.2) > 1
 
 
-@pytest.mark.parametrize(("t", "active"), [(0.32, True), (0.34, False)])
-def test_orthogonal_vectors_are_active_below_a_third(t: float, active: bool) -> None:
+@pytest.mark.parametrize(("t", "are_active"), [(0.32, True), (0.34, False)])
+def test_orthogonal_vectors_are_active_below_a_third(t: float, are_active: bool) -> None:
     eye = torch.eye(9)
-    brackets = angular_brackets(*similarities(eye[:3], eye[3:6], eye[6:]), tan_squared_alpha=t)
-    assert ((brackets > 0) == active).all()
+    triplets = active(eye[:3], eye[3:6], eye[6:], functools.partial(HINGE, tan_squared_alpha=t))
+    assert (triplets == are_active).all()
 
 
 # --- Properties ------------------------------------------------------------------------------------------------------
@@ -328,16 +319,16 @@ def test_order_never_matters(base_loss: losses.NPairsLoss, seed: int, b: int, m:
     torch.testing.assert_close(permuted, base_loss(a, p, n, mask))
 
 
+@every_base_loss
 @few_examples
 @given(seed=seeds, b=st.integers(1, 6), m=st.integers(1, 6))
-def test_masked_negatives_never_matter(seed: int, b: int, m: int) -> None:
-    ap, an, pn = similarities(*(unit_vectors(size, 4, seed=seed + size) for size in (b, b, m)))
+def test_masked_negatives_never_matter(base_loss: losses.NPairsLoss, seed: int, b: int, m: int) -> None:
+    a, p, n = (unit_vectors(size, 4, seed=seed + number) for number, size in enumerate((b, b, m)))
     mask = random_mask(b, m, seed)
-    other_an, other_pn = torch.where(mask, an, -an + 3), torch.where(mask, pn, pn * 50)
-    for form in ("logsumexp", "hinge"):
-        loss = functools.partial(angular_npairs_from_similarities, ap, form=form, tan_squared_alpha=0.3)
-        assert loss(an, pn, mask) == loss(other_an, other_pn, mask)
-    assert triplet_npairs_from_similarities(ap, an, mask) == triplet_npairs_from_similarities(ap, other_an, mask)
+    mask[:, seed % m] = False
+    other = n.clone()
+    other[seed % m] = -other[seed % m] * 50
+    assert base_loss(a, p, n, mask) == base_loss(a, p, other, mask)
 
 
 @every_base_loss
@@ -424,24 +415,6 @@ def test_terms_need_only_the_neighbors_that_are_given() -> None:
     assert retrieval_loss_terms(LOGSUMEXP, x, y, ids, None, neighbors, ids + 9).keys() == {"l_i2t", "l_sym", "l_text"}
 
 
-def test_several_embeddings_an_instance() -> None:
-    """A base loss that takes (B, K, D) through similarities, as PVSE does (the best of K × K)."""
-
-    def best_similarity(x: Tensor, y: Tensor) -> Tensor:
-        return torch.einsum("ikd,jld->ijkl", x, y).amax(dim=(2, 3))
-
-    def base_loss(a: Tensor, p: Tensor, n: Tensor, mask: Tensor) -> Tensor:
-        return angular_npairs_from_similarities(
-            best_similarity(a, p).diagonal(), best_similarity(a, n), best_similarity(p, n), mask
-        )
-
-    x, y = unit_vectors(4, 1, 3, seed=1), unit_vectors(4, 1, 3, seed=2)
-    ids = torch.arange(4)
-    single = retrieval_loss_terms(LOGSUMEXP, x[:, 0], y[:, 0], ids)
-    torch.testing.assert_close(retrieval_loss_terms(base_loss, x, y, ids), single)
-    assert retrieval_loss_terms(base_loss, unit_vectors(4, 2, 3, seed=1), y, ids)["l_i2t"].ndim == 0
-
-
 def test_weighted_sum_is_eq_8() -> None:
     terms = {"l_i2t": torch.tensor(1.0), "l_sym": torch.tensor(10.0), "l_text": torch.tensor(100.0)}
     weights = {"l_i2t": 1, "l_sym": 1, "l_img": 0.3, "l_text": 0.2}
@@ -495,17 +468,6 @@ def test_settings_that_make_no_sense(setting: dict[str, str | float], message: s
         angular_npairs_loss(FOUR, FOUR, FOUR, **setting)
 
 
-def test_similarities_that_do_not_fit() -> None:
-    vector, matrix = torch.ones(4), torch.ones(4, 4)
-    for ap, an, pn in [(matrix, matrix, matrix), (vector, vector, vector), (vector[:3], matrix, matrix)]:
-        with pytest.raises(ValueError, match="a·p"):
-            angular_npairs_from_similarities(ap, an, pn)
-        with pytest.raises(ValueError, match="a·p"):
-            triplet_npairs_from_similarities(ap, an)
-    with pytest.raises(ValueError, match="p·n"):
-        angular_npairs_from_similarities(vector, matrix, matrix[:, :3])
-
-
 def test_ids_that_do_not_fit() -> None:
     ids = torch.arange(4)
     for arguments in [(ids[None], ids), (ids, ids[None]), (ids, ids, ids[:3])]:
@@ -529,3 +491,30 @@ def test_a_pair_without_a_neighbor_contributes_nothing_to_the_neighbor_terms() -
         torch.testing.assert_close(terms[name], torch.stack(each).sum() / 4)
     (terms["l_img"] + terms["l_text"]).backward()
     assert not stand_in.grad[2].any()
+
+
+@every_base_loss
+def test_a_lost_pair_is_no_anchor_and_no_negative(base_loss: losses.NPairsLoss) -> None:
+    """As a loop over the triplets of Eq. 3, 4, 6 and 7 that are left, each term a mean over all B pairs."""
+    x, y, x_, y_ = (unit_vectors(6, 4, seed=seed) for seed in (1, 2, 3, 4))
+    ids, drawn = torch.arange(6), torch.arange(6) + 10
+    readable, neighbor_readable = torch.ones(6, dtype=torch.bool), torch.ones(6, dtype=torch.bool)
+    readable[2], neighbor_readable[4] = False, False
+    terms = retrieval_loss_terms(
+        base_loss, x, y, ids, x_, y_, drawn, readable=readable, neighbor_readable=neighbor_readable
+    )
+    others = ~torch.eye(6, dtype=torch.bool)
+    others[2], others[:, 2] = False, False
+    of_images = others.clone()
+    of_images[4] = False
+    expected = {
+        "l_i2t": loop_of(base_loss, x, y, y, others),
+        "l_sym": loop_of(base_loss, y, x, x, others),
+        "l_img": loop_of(base_loss, x, x_, x, of_images),
+        "l_text": loop_of(base_loss, y, y_, y, others),
+    }
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected)
+    none = torch.ones(6, dtype=torch.bool)
+    all_there = retrieval_loss_terms(base_loss, x, y, ids, x_, y_, drawn, readable=none, neighbor_readable=none)
+    for name, term in retrieval_loss_terms(base_loss, x, y, ids, x_, y_, drawn).items():
+        assert term == all_there[name]
