@@ -11,11 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-# (anchors, positives, negatives, negative_mask) -> scalar; what `retrieval_loss_terms` takes.
 NPairsLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-# --- N-pairs losses on embeddings ------------------------------------------------------------------------------------
+"""(anchors, positives, negatives, negative_mask) -> scalar."""
 
 
 def angular_npairs_loss(
@@ -302,10 +299,9 @@ def structure_preserving_loss_terms(
     l_img : anchor x_i, positives N(x_i), negatives all other images; their λ2; only where neighbor_images is given.
     l_text: anchor y_i, positives N(y_i), negatives all other texts; their λ3; only where neighbor_texts is given.
 
-    Each is `group_ranking_loss`, so that weights {"l_i2t": 1, "l_sym": λ1, "l_img": λ2, "l_text": λ3} give their Eq. 5
-    divided by B. Table 2's columns are λ2 = 0 (Text) and λ3 = 0 (Img). Margin and weights are not given by the paper
-    that is reproduced; the default margin and the weights of our Table 2 (λ1 = 1, the other 0.1) are ours. So is taking
-    all negatives: Wang et al. take only the most violating ones.
+    Each is `group_ranking_loss`, so that the weights 1, λ1, λ2, λ3 give their Eq. 5 divided by B. Table 2's columns are
+    λ2 = 0 (Text) and λ3 = 0 (Img). The default margin, the weights of our Table 2 (λ1 = 1, the other 0.1), and taking
+    all negatives are ours: the paper gives no values, and Wang et al. take only the most violating negatives.
 
     images, texts, neighbor_images, neighbor_texts: (B, D), the pairs (x_i, y_i) and drawn neighbors (x_i', y_i'). ids,
     neighbor_ids: (B,), their image_ids. has_neighbor: (B,) bool, False where there is none and a stand-in fills the
@@ -317,10 +313,6 @@ def structure_preserving_loss_terms(
       Other captions of the anchor's own image are then neither neighbor nor negative, as in `negative_mask`.
     - neighborhoods: (B, 2B) bool names more members, True where the batch's pair j (column j) or the drawn pair j
       (column B + j) is in y_i's list of neighbors; None for the drawn ones only.
-
-    It differs from `retrieval_loss_terms` with `triplet_npairs_loss`, OURS (TRIP): all of a neighborhood must be closer
-    than all that is outside; known neighbors are no negatives; other anchors' drawn neighbors are; distances are not
-    squared; the structure of one modality is used.
 
     readable, neighbor_readable: (B,) bool, False where the image of the pair, or of its neighbor, was lost; None for
     none. A lost pair is neither anchor nor candidate.
@@ -417,9 +409,6 @@ def euclidean_distances(anchors: Tensor, candidates: Tensor) -> Tensor:
 def multiple_instance_similarities(a: Tensor, b: Tensor) -> Tensor:
     """Greatest cosine among the K × K pairs of embeddings of two instances (Song & Soleymani, CVPR 2019): (B, M).
 
-    Their multiple-instance learning: only the closest senses of a pair are pulled. Angular losses take each of a·p, a·n
-    and p·n from its own closest pair; that is ours, theirs is a triplet loss.
-
     a: (B, K, D), b: (M, K', D), assumed L2-normalised. Raises ValueError where the shapes do not fit.
     """
     if a.ndim != 3 or b.ndim != 3 or a.shape[2] != b.shape[2]:
@@ -432,9 +421,8 @@ def multiple_instance_similarities(a: Tensor, b: Tensor) -> Tensor:
 def diversity_loss(residuals: Tensor) -> Tensor:
     """How alike the K attended residuals of an instance are, mean_b ‖R_b R_bᵀ − 1‖_F / K² with unit rows R_b, a scalar.
 
-    PVSE's diversity term (Song & Soleymani 2019), once a modality; theirs are the weight 0.1 and, in their published
-    code, the division by K². 0 for orthogonal residuals and for K = 1. residuals: (B, K, D). Raises ValueError for
-    other shapes.
+    PVSE's diversity term (Song & Soleymani 2019), once a modality, with the division by K² of their published code. It
+    is 0 for orthogonal residuals and for K = 1. residuals: (B, K, D). Raises ValueError for other shapes.
     """
     if residuals.ndim != 3 or 0 in residuals.shape:
         raise ValueError(f"residuals must be (B, K, D), got {tuple(residuals.shape)}")
@@ -448,9 +436,8 @@ def diversity_loss(residuals: Tensor) -> Tensor:
 def mmd_loss(x: Tensor, y: Tensor, *, gamma: float = 0.5) -> Tensor:
     """Maximum mean discrepancy of two sets of L2-normalised embeddings under the kernel exp(−γ‖u − v‖²), a scalar.
 
-    PVSE's domain discrepancy term (Song & Soleymani 2019): mean k(x, x) − 2 mean k(x, y) + mean k(y, y), which is ≥ 0
-    and 0 for equal sets; theirs are the weight 0.01 and γ = 0.5. Their published code takes ‖u − v‖ unsquared; the
-    radial basis function that they name squares it, and so do we.
+    PVSE's domain discrepancy term (Song & Soleymani 2019): mean k(x, x) − 2 mean k(x, y) + mean k(y, y), which is 0 for
+    equal sets. Their published code takes ‖u − v‖ unsquared; the radial basis function that they name squares it.
 
     x: (B, K, D), y: (M, K, D), or (B, D) and (M, D). Raises ValueError where the shapes do not fit.
     """

@@ -35,7 +35,7 @@ from pipeline.files import read_array  # noqa: E402
 from pipeline.settings import Settings, load_settings  # noqa: E402
 from training.image_sources import image_source  # noqa: E402
 from training.runs import Weights  # noqa: E402
-from training.trainer import Trainer  # noqa: E402
+from training.trainer import Trainer, build_trainer  # noqa: E402
 
 WARM_UP = 2
 
@@ -96,7 +96,7 @@ def measured(settings: Settings, arguments: argparse.Namespace) -> list[Any]:
     data = load_prepared(settings)
     model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
     images = image_source(settings, data, device)
-    trainer = Trainer(settings, Weights(1, 0.3, 0.2), data, model, images, device)
+    trainer = build_trainer(settings, Weights(1, 0.3, 0.2), data, model, images, device)
     a_pair = 1 if settings.training.batches == "neighborhoods" else 2
     trained, bare = [], []
     for _ in range(arguments.rounds):
@@ -128,8 +128,8 @@ def pairs_a_second(trainer: Trainer, steps: int) -> float:
             seconds = time.perf_counter() - started
         else:
             sys.exit(f"an epoch has {int(done)} batches, and {WARM_UP + steps} are wanted; lower --steps")
-    trainer.batches_done = 0  # the next call begins an epoch
-    return steps * trainer.settings.training.batch_size / seconds
+    trainer.progress.batches_done = 0  # the next call begins an epoch
+    return steps * trainer.training.batch_size / seconds
 
 
 def bare_images_a_second(settings: Settings, arguments: argparse.Namespace, images: int, device: torch.device) -> float:

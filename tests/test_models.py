@@ -129,8 +129,7 @@ def test_bf16_gives_the_embeddings_and_losses_of_float32_within_its_8_bits(
     model = build_model(settings, WORDS).train(train)
     found = {}
     for precision in ("float32", "bf16"):
-        settings.training.precision = precision
-        with autocast(settings, torch.device("cpu")):
+        with autocast(precision, torch.device("cpu")):
             x, y = model(images.byte(), tokens, torch.full((16,), 6))
         assert x.dtype == y.dtype == torch.float32
         terms = retrieval_loss_terms(angular_npairs_loss, x, y, ids, x.roll(1, 0), y.roll(1, 0), ids.roll(1))

@@ -198,9 +198,10 @@ class Trainer:
         (x, *x_residuals), (y, *y_residuals) = (
             [distributed.gather_with_gradient(z, sizes) for z in of_stream] for of_stream in (of_images, of_texts)
         )
-        return self.objective(x, y, self._objective_batch(batch), (*x_residuals, *y_residuals))
+        return self.objective(x, y, self.objective_batch(batch), (*x_residuals, *y_residuals))
 
-    def _objective_batch(self, batch: BatchPlan) -> ObjectiveBatch:
+    def objective_batch(self, batch: BatchPlan) -> ObjectiveBatch:
+        """What the objective has to know of a batch, the images that were lost included."""
         ids = self.data.image_ids
         self.lost.share()
         readable: list[Tensor | None] = [None, None]

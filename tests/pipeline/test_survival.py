@@ -18,15 +18,12 @@ import torch
 from conftest import ROOT, TINY, one_line_error, run_script
 from test_training import SCRIPT, scalars, weights_of
 
-import train_cross_modal_retrieval_model as training
-from datasets import BatchPlan
 from pipeline.command_line import make_parser, parse_settings
 from pipeline.errors import UserError
 from pipeline.files import lock
 from pipeline.pairs import image_root
-from pipeline.settings import Settings
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, PREPARE, TRAIN_DOC2VEC, Step, output_paths
-from training.trainer import StopRequest, Trainer
+from training.loop import StopRequest
 
 STEPS = (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS)
 MIDWAY = ["--training.checkpoint_minutes", "1e-9"]  # a checkpoint after every batch
@@ -271,7 +268,7 @@ PIXELS = ["--model.image.cache_features", "false"]
 @pytest.mark.slow
 @pytest.mark.parametrize("source", [[], PIXELS, [*PIXELS, "--training.workers", "2"]])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_lost_images_are_named_counted_and_replaced(with_pixels: Path, source: list[str], split: str) -> None:
+def test_lost_images_are_named_counted_and_left_out(with_pixels: Path, source: list[str], split: str) -> None:
     paths = break_images(with_pixels, 0.01, split)
     done = run_script(SCRIPT, *command(with_pixels, *source))
     for path in paths:
@@ -288,41 +285,6 @@ def test_too_many_lost_images_stop_the_run_with_a_summary(with_pixels: Path, sou
     assert any(str(path) in told for path in paths)
     assert "of 160 images" in told and "training.max_unreadable_share allows 1.00%" in told
     run_script(SCRIPT, *command(with_pixels, *source, "--resume", "--training.max_unreadable_share", "0.9"))
-
-
-def test_a_lost_image_gives_way_to_a_pair_and_a_neighbor_that_can_be_read() -> None:
-    class Images:
-        def __init__(self) -> None:
-            self.unreadable: dict[int, str] = {3: "3 is lost"}
-
-        def load(self, numbers: np.ndarray, flips: np.ndarray) -> torch.Tensor:
-            if 9 in numbers:  # found out only now
-                self.unreadable[9] = "9 is lost"
-            return torch.from_numpy(100.0 * flips + numbers)[:, None]
-
-    class Neighbors:
-        def draw(self, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            return (positions + rng.integers(1, 4, size=len(positions))) % 10 + 10
-
-    trainer = object.__new__(Trainer)
-    trainer.settings, trainer.weights, trainer.epoch = Settings(seed=5), training.Weights(1, 0.5, 0), 2
-    trainer.settings.training.max_unreadable_share = 0.5
-    trainer.images, trainer.neighbors, trainer.told = Images(), Neighbors(), set()
-    trainer.within_batch = False
-    of_pair = np.arange(20) % 10
-    images = type("", (), {"of_pair": of_pair, "paths": list(range(10))})
-    trainer.data = type("", (), {"rows": {"train": np.arange(10, 20)}, "images": images})
-    flips, other = np.array([False, True, False]), np.array([True, False, False])
-    batch = BatchPlan(np.array([13, 14, 15]), np.array([16, 13, 17]), flips, other)
-    request = trainer.image_requests([batch])[0]
-    pixels = trainer.images.load(*request)
-    new, replaced = trainer.readable(batch, pixels)
-    assert batch.rows.tolist() == [13, 14, 15] and pixels[0].item() == 3
-    assert new.rows[1:].tolist() == [14, 15] and new.rows[0] not in (13, 19)  # only the first has lost its own image
-    assert new.neighbors[1] in (15, 16, 17) and new.neighbors[2] == 17
-    assert torch.equal(replaced, Images().load(*trainer.image_requests([new])[0]))
-    again = trainer.readable(batch, pixels)[0]
-    assert again.rows.tolist() == new.rows.tolist() and again.neighbors.tolist() == new.neighbors.tolist()
 
 
 # Losses that are not finite

@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 
+from pipeline.devices import choose_device, use_precision
 from pipeline.errors import UserError
 from pipeline.pairs import SCHEMA, write_pairs
 from pipeline.settings import Settings
-from training.runs import Weights, choose_device, read_run, start_run, what_changed_since
+from training.runs import Weights, read_run, start_run, what_changed_since
 
 WEIGHTS = Weights(1, 0, 0)
 
@@ -100,9 +101,8 @@ def test_a_missing_input_is_told(settings: Settings, run: Path) -> None:
 
 
 def test_products_on_a_gpu_are_rounded_to_tf32_only_where_asked_for() -> None:
-    settings, flags = Settings(), (torch.backends.cudnn, torch.backends.cuda.matmul)
-    settings.training.device = "cpu"
+    flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    assert choose_device("cpu") == torch.device("cpu")
     for precision in ("float32", "tf32", "bf16", "tf32", "float32"):
-        settings.training.precision = precision
-        assert choose_device(settings) == torch.device("cpu")
+        use_precision(precision)
         assert all(flag.allow_tf32 is (precision == "tf32") for flag in flags)

@@ -30,7 +30,7 @@ from training.siamese import (
     held_out,
     measure,
 )
-from training.trainer import Trainer
+from training.trainer import Trainer, build_trainer
 
 LABELS, TRAIN = "train_siamese_labels.py", "train_cross_modal_retrieval_model.py"
 FINE = ["--loss.base", "fine_grained"]
@@ -253,15 +253,15 @@ def trainer(work: Path, weights: Weights, *words: str) -> Trainer:
     settings = settings_of(work, *FINE, *words)
     data, device = load_prepared(settings), torch.device("cpu")
     model = build_model(settings, np.load(work / "doc2vec" / "word_vectors.npy")).eval()
-    return Trainer(settings, weights, data, model, image_source(settings, data, device), device)
+    return build_trainer(settings, weights, data, model, image_source(settings, data, device), device)
 
 
 def terms_of(one: Trainer) -> tuple[list, list[dict[str, torch.Tensor]]]:
     from datasets import plan_epoch
 
-    plan = plan_epoch(one.data.rows["train"], one.neighbors, 32, flip=False, seed=0, epoch=1)
-    batches = one.images.batches(one.image_requests(plan))
-    return plan, [one.losses(batch, images) for batch, images in zip(plan, batches, strict=True)]
+    plan = plan_epoch(one.data.rows["train"], one.objective.neighbors, 32, flip=False, seed=0, epoch=1)
+    batches = one.images.batches([one.image_request(batch) for batch in plan])
+    return plan, [one.terms(batch, images) for batch, images in zip(plan, batches, strict=True)]
 
 
 @pytest.mark.slow

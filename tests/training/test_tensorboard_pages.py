@@ -158,7 +158,7 @@ def test_without_matplotlib_panels_are_left_out_and_that_is_said_once(
         with SummaryWriter(str(tmp_path / "run")) as board:
             for epoch in (5, 10):
                 x, y = unit(3, 8, seed=1), unit(3, 8, seed=2)
-                pages.show_validation(board, data, np.arange(3), x, y, settings, epoch, epoch)
+                pages.show_validation(board, np.arange(3), x, y, data=data, settings=settings, epoch=epoch, step=epoch)
     finally:
         pages._has_matplotlib.cache_clear()
     assert capsys.readouterr().out.count("matplotlib is not installed") == 1

@@ -24,7 +24,7 @@ from pipeline.pairs import image_root
 from pipeline.settings import Settings
 from training.image_sources import image_source
 from training.runs import Weights, run_name
-from training.trainer import Trainer
+from training.trainer import Trainer, build_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -192,7 +192,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(
     whole_epoch = Trainer.train_one_epoch
 
     def stop_in_the_second(self: Trainer, board: object, *rest: object) -> None:
-        if self.epoch == 1:
+        if self.progress.epoch == 1:
             raise KeyboardInterrupt
         whole_epoch(self, board, *rest)
 
@@ -297,12 +297,12 @@ def test_cached_features_train_as_pixels_do_flips_included(prepared: Path, weigh
         data, device = load_prepared(settings), torch.device("cpu")
         model = build_model(settings, np.load(prepared / "doc2vec" / "word_vectors.npy"))
         images = image_source(settings, data, device)
-        trainer = Trainer(settings, weights, data, model, images, device)
-        plan = plan_epoch(data.rows["train"], trainer.neighbors, 32, flip=True, seed=0, epoch=1)
+        trainer = build_trainer(settings, weights, data, model, images, device)
+        plan = plan_epoch(data.rows["train"], trainer.objective.neighbors, 32, flip=True, seed=0, epoch=1)
         assert any(batch.flips.any() for batch in plan)
         model.eval()
-        batches = images.batches(trainer.image_requests(plan))
-        terms.append([trainer.losses(batch, pixels) for batch, pixels in zip(plan, batches, strict=True)])
+        batches = images.batches([trainer.image_request(batch) for batch in plan])
+        terms.append([trainer.terms(batch, pixels) for batch, pixels in zip(plan, batches, strict=True)])
     for with_cache, without in zip(*terms, strict=True):
         assert with_cache.keys() == without.keys()
         assert ("l_img" in with_cache) == bool(weights.img)
@@ -341,11 +341,11 @@ def test_pvse_trains_on_cached_local_features_as_on_pixels(prepared: Path) -> No
         data, device = load_prepared(settings), torch.device("cpu")
         model = build_model(settings, np.load(prepared / "doc2vec" / "word_vectors.npy"))
         images = image_source(settings, data, device)
-        trainer = Trainer(settings, Weights(1, 0.3, 0.2), data, model, images, device)
-        plan = plan_epoch(data.rows["train"], trainer.neighbors, 32, flip=True, seed=0, epoch=1)[:2]
+        trainer = build_trainer(settings, Weights(1, 0.3, 0.2), data, model, images, device)
+        plan = plan_epoch(data.rows["train"], trainer.objective.neighbors, 32, flip=True, seed=0, epoch=1)[:2]
         model.eval()
-        batches = images.batches(trainer.image_requests(plan))
-        terms.append([trainer.losses(batch, pixels) for batch, pixels in zip(plan, batches, strict=True)])
+        batches = images.batches([trainer.image_request(batch) for batch in plan])
+        terms.append([trainer.terms(batch, pixels) for batch, pixels in zip(plan, batches, strict=True)])
     for with_cache, without in zip(*terms, strict=True):
         assert {"l_diversity", "l_mmd"} <= with_cache.keys() == without.keys()
         for name in with_cache:
@@ -391,15 +391,16 @@ def test_the_schedule_decays_after_five_epochs_and_stops_after_ten(prepared: Pat
     settings = settings_of(prepared, "--training.max_epochs", "100")
     data, device = load_prepared(settings), torch.device("cpu")
     model = build_model(settings, np.load(prepared / "doc2vec" / "word_vectors.npy"))
-    trainer = Trainer(settings, Weights(1, 0, 0), data, model, image_source(settings, data, device), device)
+    trainer = build_trainer(settings, Weights(1, 0, 0), data, model, image_source(settings, data, device), device)
     rates = []
+    progress = trainer.progress
     while not trainer.finished():
-        trainer.epoch += 1
-        improved = trainer.epoch <= 2
+        progress.epoch += 1
+        improved = progress.epoch <= 2
         if improved:
-            trainer.best_loss, trainer.best_epoch = 1.0 / trainer.epoch, trainer.epoch
+            progress.best_loss, progress.best_epoch = 1.0 / progress.epoch, progress.epoch
         rates.append(trainer.optimizer.param_groups[0]["lr"])
-        trainer.schedule.step(1.0 / trainer.epoch if improved else 1.0)
+        trainer.schedule.step(1.0 / progress.epoch if improved else 1.0)
     first = settings.training.learning_rate
     assert np.allclose(rates, [first] * 7 + [first / 10] * 5)
 
@@ -429,11 +430,11 @@ def test_a_compiled_backbone_trains_as_one_that_is_not(prepared: Path) -> None:
         data, device = load_prepared(settings), torch.device("cpu")
         model = build_model(settings, np.load(prepared / "doc2vec" / "word_vectors.npy"))
         images = image_source(settings, data, device)
-        trainer = Trainer(settings, Weights(1, 0.3, 0.2), data, model.train(), images, device)
-        plan = plan_epoch(data.rows["train"], trainer.neighbors, 32, flip=True, seed=0, epoch=1)[:3]
+        trainer = build_trainer(settings, Weights(1, 0.3, 0.2), data, model.train(), images, device)
+        plan = plan_epoch(data.rows["train"], trainer.objective.neighbors, 32, flip=True, seed=0, epoch=1)[:3]
         torch.manual_seed(0)
-        for batch, pixels in zip(plan, images.batches(trainer.image_requests(plan)), strict=True):
-            terms = trainer.losses(batch, pixels)
+        for batch, pixels in zip(plan, images.batches([trainer.image_request(batch) for batch in plan]), strict=True):
+            terms = trainer.terms(batch, pixels)
             found.append(torch.stack(list(terms.values())).detach())
             sum(terms.values()).backward()
             trainer.optimizer.step()
