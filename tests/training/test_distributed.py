@@ -204,7 +204,7 @@ def test_two_processes_compute_what_one_does_with_the_joined_batch(tmp_path: Pat
                 torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=f"{method} {name}")
 
     readable, neighbor_readable, lost = one[3]
-    assert lost.keys() == {2, 7} and not all(readable) and not all(neighbor_readable)
+    assert lost.keys() == {2, 7} and not all(readable)
     for each in two:
         assert each[3] == one[3]
 
@@ -300,5 +300,5 @@ def test_another_number_of_processes_goes_on_and_says_so(
     work = copy_of(prepared_once, tmp_path / "work")
     in_processes(2, tmp_path / "two", stopped, work)
     training.main(command(work, "--resume"))
-    assert "2 processes began epoch 2, 1 go on" in capsys.readouterr().out
+    assert "2 processes began epoch 2, 1 resume it" in capsys.readouterr().out
     assert (the_run(work) / "run.json").exists()

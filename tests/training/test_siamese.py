@@ -304,7 +304,9 @@ def test_the_loss_of_a_batch_is_a_loop_over_images_and_texts(prepared: Path, rel
         weight = (1 + 3 * hardness) / (1 + 3 * hardness).sum()
         means[kind] = (weight * similarity).sum()
         variances[kind] = (weight * (similarity - means[kind]) ** 2).sum()
-    expected = sum(variances.values()) + 2 * max(0, one.settings.loss.mean_margin - (means[True] - means[False]))
+    expected = sum(variances.values()) + 2 * max(
+        0, one.objective.pairwise.settings.mean_margin - (means[True] - means[False])
+    )
     assert found[0].keys() == {"l_i2t"}
     assert found[0]["l_i2t"].item() == pytest.approx(expected, rel=1e-4)
 
@@ -320,7 +322,7 @@ def test_several_embeddings_an_instance_are_as_similar_as_their_closest(prepared
     similarities = np.array([[(a @ b.T).max().item() for b in y] for a in x])
     same = np.equal.outer(one.data.categories[rows], one.data.categories[rows])
     positives, negatives = similarities[same], similarities[~same]
-    margin = one.settings.loss.mean_margin
+    margin = one.objective.pairwise.settings.mean_margin
     expected = positives.var() + negatives.var() + max(0, margin - (positives.mean() - negatives.mean()))
     assert found[0]["l_i2t"].item() == pytest.approx(expected, rel=1e-4)
     assert found[0].keys() == {"l_i2t", "l_diversity", "l_mmd"}

@@ -240,9 +240,9 @@ def test_changed_inputs_and_settings_are_told(prepared: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["1", "0.3"], "required"),
+        (["1", "0.3"], "TEXT must be given"),
         (["1", "0.3", "-0.2"], ""),
-        (["1", "0.3", "nan"], "text"),
+        (["1", "0.3", "nan"], "the weight TEXT is nan"),
         (["1", "0.3", "0.2", "--training.batchsize", "3"], "did you mean training.batch_size?"),
         (["1", "0.3", "0.2", "--work", "/nowhere"], "run prepare_dataset.py"),
         (["1", "0.3", "0.2", "--training.batch_size", "0"], "training.batch_size"),
@@ -258,7 +258,7 @@ def test_help(script: str) -> None:
 
 
 def test_evaluate_wants_a_run(tmp_path: Path) -> None:
-    assert "required: run" in one_line_error(run_script("evaluate.py", ok=False))
+    assert "--run must be given" in one_line_error(run_script("evaluate.py", ok=False))
     assert "no config.yaml" in one_line_error(run_script("evaluate.py", "--run", tmp_path, ok=False))
 
 
