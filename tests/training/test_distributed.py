@@ -203,7 +203,7 @@ def test_two_processes_compute_what_one_does_with_the_joined_batch(tmp_path: Pat
                 assert gradient.abs().max() > 1e-5, (method, name)
                 torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=f"{method} {name}")
 
-    readable, neighbor_readable, lost = one[3]
+    readable, _, lost = one[3]
     assert lost.keys() == {2, 7} and not all(readable)
     for each in two:
         assert each[3] == one[3]
