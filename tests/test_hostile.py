@@ -28,9 +28,10 @@ from published_formats import draw, write_coco
 from test_sources import published, write_drawing
 
 import prepare_dataset
+from backbones import Backbone
 from images import tar_members as shards
 from images.files import check_image
-from models import Backbone, build_model
+from models import build_model
 from pipeline.errors import UserError
 from pipeline.files import read_array
 from pipeline.pairs import read_pairs
@@ -39,7 +40,8 @@ from readers import published as published_module
 from readers.manifest import read_manifest
 from readers.selection import LONGEST, read_table
 from text_space.tokenizer import Tokenizer, strip_markup
-from training.runs import load_checkpoint, read_run
+from training.checkpoints import load_model_state
+from training.runs import read_run
 
 # Pickles
 
@@ -69,10 +71,10 @@ def test_a_hostile_checkpoint_is_refused_and_does_not_run(tmp_path: Path, protoc
     settings = load_settings(ROOT / "tests" / "tiny.yaml")
     model = build_model(settings, np.zeros((9, 16), np.float32))
     with pytest.raises(UserError, match=r"best\.pt is no checkpoint of this model"):
-        load_checkpoint(path, model)
+        load_model_state(path, model)
     path.write_bytes(pickle.dumps(RunsACommand(ran), protocol))  # a bare pickle, as torch saved before 1.6
     with pytest.raises(UserError, match=r"best\.pt is no checkpoint of this model"):
-        load_checkpoint(path, model)
+        load_model_state(path, model)
     assert not ran.exists()
 
 

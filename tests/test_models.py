@@ -9,8 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
+from backbones import Backbone, xavier_
 from losses import angular_npairs_loss, retrieval_loss_terms
-from models import Backbone, GRUEncoder, ImageEncoder, TwoStream, _of_like_length, build_model, xavier_
+from models import GRUEncoder, ImageEncoder, TwoStream, _of_like_length, build_model
 from pipeline import settings as config
 from pipeline.devices import autocast
 from pipeline.errors import UserError
@@ -279,7 +280,7 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
 
 
 def test_images_too_small_for_the_backbone_are_a_mistake() -> None:
-    with pytest.raises(UserError, match=r"model\.image\.size 16 does not do for model\.image\.backbone alexnet"):
+    with pytest.raises(UserError, match=r"model\.image\.size 16 does not fit model\.image\.backbone alexnet"):
         build_model(small(backbone="alexnet", size=16), WORDS)
     backbone = Backbone("resnet18", "none")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}

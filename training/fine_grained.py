@@ -83,6 +83,7 @@ class Relevance:
 
     def _in_list_of(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """(A, B) bool, where the pair of `b` is in the list of that of `a`; a pair without a known list has none."""
+        assert self.rows is not None and self.neighbors is not None
         place = np.minimum(np.searchsorted(self.rows, a), len(self.rows) - 1)
         lists = np.where((self.rows[place] == a)[:, None], self.neighbors[place], -1)
         return are_listed(b, lists)
@@ -118,7 +119,8 @@ class PairwiseLoss:
         self.settings, self.device = settings.loss, device
         self.relevance = train_relevance(settings, data)
         self.with_neighbors = self.relevance.neighbors is not None
-        self.vectors = self.comparison = None
+        self.vectors: np.ndarray | None = None
+        self.comparison: Tensor | None = None
         if self.settings.labels == "siamese":
             vectors, comparison = (read_array(path) for path in output_paths(SIAMESE_LABELS, settings))
             self.vectors, self.comparison = vectors, torch.from_numpy(np.array(comparison)).to(device)
@@ -137,9 +139,9 @@ class PairwiseLoss:
         and (M, K, D) of PVSE, which are as similar as their closest ones. readable: (B,) bool, False where the image
         was lost: it has no example.
         """
-        own = self.relevance.own(image_rows, text_rows)
+        of_image = self.relevance.own(image_rows, text_rows)
         alike, unlike = self.relevance.alike(image_rows, text_rows)
-        own, positive, negative = (to_device(mask, self.device) for mask in (own, own | alike, unlike))
+        own, positive, negative = (to_device(mask, self.device) for mask in (of_image, of_image | alike, unlike))
         if readable is not None:
             own, positive, negative = (mask & readable[:, None] for mask in (own, positive, negative))
         if images.ndim == 2:
@@ -157,7 +159,7 @@ class PairwiseLoss:
         self, image_rows: np.ndarray, text_rows: np.ndarray, positive: Tensor, negative: Tensor, own: Tensor
     ) -> Tensor | None:
         """(B, M) labels of all examples, None where all are equal. An image stands in with the text that is its own."""
-        if self.vectors is None:
+        if self.vectors is None or self.comparison is None:
             return None
         of_images, of_texts = (to_device(self.vectors[rows], self.device) for rows in (image_rows, text_rows))
         alike = likeness(of_images, of_texts, self.comparison).sigmoid()

@@ -8,11 +8,12 @@ import torch
 from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
+from backbones import Backbone
 from datasets import Prepared
 from images.loading import CachedImages, FeatureSource, ImageFiles, ImageSource, PixelSource, demand_readable
-from images.pixel_cache import PixelCache, cache_folder, is_finished, kind_of_cache, open_pixel_cache, room_gb
+from images.pixel_cache import Kind, PixelCache, cache_folder, is_finished, kind_of_cache, open_pixel_cache, room_gb
 from images.tar_members import file_of
-from models import Backbone, seeded
+from models import seeded
 from pipeline.devices import autocast
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, open_array, read_array, read_json, write_json, written_whole
@@ -90,7 +91,7 @@ def cached_features(
             return read_array(path), {int(number): why for number, why in made.get("unreadable", {}).items()}
     stamp.unlink(missing_ok=True)
 
-    with seeded(settings):
+    with seeded(settings.seed):
         backbone = Backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
     backbone.demand_size(settings.model.image.size)
     count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
@@ -130,7 +131,8 @@ def pixel_cache(settings: Settings, images: Images, *, for_one_pass: bool = Fals
     if wanted == "none" or (for_one_pass and not list(parent.glob(f"pixels-{size}-raw-*/pixels.json"))):
         return None
     inputs = {"images": images_digest(images), "max_pixels": max_pixels, "pillow": pillow_version}
-    folders = {kind: cache_folder(parent, kind, size, inputs) for kind in ("raw", "jpeg")}
+    kinds: tuple[Kind, ...] = ("raw", "jpeg")
+    folders = {kind: cache_folder(parent, kind, size, inputs) for kind in kinds}
     finished = [kind for kind in folders if wanted in ("auto", kind) and is_finished(folders[kind])]
     if finished:
         kind, gigabytes = finished[0], 0.0

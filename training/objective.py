@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import losses
-from datasets import Neighbors, OtherTexts, Prepared
+from datasets import NeighborTable, OtherTexts, Prepared, load_neighbors
 from pipeline.devices import to_device
 from pipeline.registry import LOSSES
 from pipeline.schema import Loss, Settings
@@ -57,7 +57,7 @@ class Objective:
     """`losses.retrieval_loss_terms` of an N-pairs loss, or `losses.structure_preserving_loss_terms`."""
     weights: dict[str, float]
     """Of the terms, by name."""
-    neighbors: Neighbors | OtherTexts | None
+    neighbors: NeighborTable | OtherTexts | None
     """What positives of L_img and L_text are drawn from; None where no term needs any."""
     within_batch: bool
     """Whether the positives are looked up among the batch's own pairs (neighborhood batches)."""
@@ -90,16 +90,16 @@ class Objective:
         size, device = len(batch.rows), x.device
         positives = np.where(batch.neighbors >= 0, batch.neighbors, batch.rows)
         known: dict[str, Tensor] = {}
-        if self.lists_neighbors and isinstance(self.neighbors, Neighbors):
-            members = self.neighbors.contain(batch.rows, np.concatenate([batch.rows, positives]))
+        if self.lists_neighbors and isinstance(self.neighbors, NeighborTable):
+            members = self.neighbors.is_listed(batch.rows, np.concatenate([batch.rows, positives]))
             known["neighborhoods"] = to_device(members, device)
         x_near, y_near, has_neighbor = x[size:], y[size:], batch.neighbors >= 0
-        if self.within_batch and isinstance(self.neighbors, Neighbors):
+        if self.within_batch and isinstance(self.neighbors, NeighborTable):
             found = batch.neighbors[:, None] == batch.rows
             has_neighbor = found.any(axis=1)
             places = to_device(found.argmax(axis=1), device)
             x_near, y_near = x[places], y[places]
-            near = self.neighbors.contain(batch.rows, batch.rows)  # being a neighbor is not mutual
+            near = self.neighbors.is_listed(batch.rows, batch.rows)  # being a neighbor is not mutual
             known["known_neighbors"] = to_device(near | near.T, device)
         terms = self.terms(
             x[:size],
@@ -182,9 +182,9 @@ def build_objective(settings: Settings, weights: Weights, data: Prepared, device
     if pvse.embeddings > 1:
         of_terms |= {"l_diversity": pvse.diversity_weight, "l_mmd": pvse.mmd_weight}
     pairwise: PairwiseLoss | None = LOSSES.load(base)(settings, data, device) if base == "fine_grained" else None
-    neighbors: Neighbors | OtherTexts | None = None
+    neighbors: NeighborTable | OtherTexts | None = None
     if weights.img or weights.text or (pairwise and pairwise.with_neighbors):
-        neighbors = Neighbors(settings, data) if reads_neighbors(settings, weights) else OtherTexts(data)
+        neighbors = load_neighbors(settings, data) if reads_neighbors(settings, weights) else OtherTexts(data)
     always_active = base == "fine_grained" or (base == "angular" and settings.loss.form == "logsumexp")
     angular_hint, other_hint = "lower loss.tan_squared_alpha", "raise loss.margin"
     return Objective(

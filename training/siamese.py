@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets import Neighbors, Prepared
-from models import TEXT_ENCODERS, seeded
+from datasets import Prepared, load_neighbors
+from models import seeded
 from pipeline.errors import UserError
+from pipeline.registry import TEXT_ENCODERS
 from pipeline.settings import Settings
 from text_space.neighbors import exact_neighbors, on_sphere
 from training.fine_grained import Relevance, likeness
@@ -33,7 +34,7 @@ class SiameseNetwork(nn.Module):
         super().__init__()
         siamese = settings.siamese
         text = settings.model.text.model_copy(update={"encoder": siamese.encoder, "dropout": siamese.dropout})
-        self.encoder = TEXT_ENCODERS[siamese.encoder](text, word_vectors, siamese.dimensions)
+        self.encoder = TEXT_ENCODERS.load(siamese.encoder)(text, word_vectors, siamese.dimensions)
         self.comparison = nn.Parameter(torch.full((siamese.dimensions + 1,), FIRST_SCALE))
         with torch.no_grad():
             self.comparison[-1] = -FIRST_SCALE / 2
@@ -49,7 +50,7 @@ class SiameseNetwork(nn.Module):
 
 def build_network(settings: Settings, word_vectors: np.ndarray) -> SiameseNetwork:
     """The network of `settings.siamese`, initialised by `settings.seed`."""
-    with seeded(settings):
+    with seeded(settings.seed):
         return SiameseNetwork(settings, word_vectors)
 
 
@@ -80,7 +81,7 @@ def train_network(
     Where neighbors decide, a minibatch holds a drawn neighbor of each of its texts. Returns figures on the training.
     """
     siamese, rows = settings.siamese, data.rows["train"]
-    neighbors = Neighbors(settings, data) if relevance.neighbors is not None else None
+    neighbors = load_neighbors(settings, data) if relevance.neighbors is not None else None
     optimizer = torch.optim.Adam(
         network.parameters(), lr=siamese.learning_rate, weight_decay=siamese.weight_decay, fused=True
     )

@@ -1,7 +1,7 @@
 """The training loop of step 4: batches, the validation that drives schedule and early stop, and what is logged."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ class Trainer:
         seeds = np.random.SeedSequence([self.seed, self.progress.epoch, *rank])
         torch.manual_seed(seeds.generate_state(1)[0].item())
 
-    def _with_bar(self, rest: list[BatchPlan], batches: int) -> Iterator[BatchPlan]:
+    def _with_bar(self, rest: list[BatchPlan], batches: int) -> Iterable[BatchPlan]:
         return tqdm(
             rest,
             f"epoch {self.progress.epoch} of {self.training.max_epochs}",

