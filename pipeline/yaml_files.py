@@ -28,7 +28,7 @@ _Loader.add_implicit_resolver(
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text. Raises UserError for a key that stands twice, and PyYAML's errors."""
-    return yaml.load(text, Loader=_Loader)
+    return _Loader(text).get_single_data()
 
 
 def read_yaml_file(path: str | Path) -> Any:
