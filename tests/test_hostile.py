@@ -570,7 +570,7 @@ def test_captions_that_are_no_texts_are_rejected(tmp_path: Path, caption: object
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nan", "0", "0"], "img|sym"),
+        (["nan", "0", "0"], "the weight SYM is nan"),
         (["1", "-1", "0"], "the weight IMG is -1 and must be a finite number, 0 or more"),
         (["1e999", "0", "-2"], "the weight SYM is inf .*; the weight TEXT is -2 "),
         (["1", "0", "0", "--training.batch_size", "0", "--loss.margin", "x"], "loss.margin.*training.batch_size"),
