@@ -7,17 +7,19 @@ Reads pairs.parquet and the images. Writes WORK/image_features/vectors.npy, one 
 `knn_document_features.py --neighbors.space images` looks up the neighbors in them.
 """
 
-from images.loading import demand_readable
 from pipeline.command_line import make_parser, parse_settings, run_script
-from pipeline.devices import choose_device, use_precision
 from pipeline.files import write_array
-from pipeline.pairs import load_images
 from pipeline.steps import EXTRACT_IMAGES, PREPARE, is_up_to_date, making, output_paths, require
-from training.image_sources import cached_features, made_from
 
 
 def main(argv: list[str] | None = None) -> None:
-    settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    settings, _, _ = parse_settings(make_parser(__doc__, "model"), argv)
+    # torch takes seconds to import: a mistake in a flag is told before.
+    from images.loading import demand_readable
+    from pipeline.devices import choose_device, use_precision
+    from pipeline.pairs import load_images
+    from training.image_sources import cached_features, made_from
+
     require(PREPARE, settings)
     images = load_images(settings.work_folder)
     published = made_from(settings, images)

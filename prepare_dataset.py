@@ -49,7 +49,7 @@ from readers.selection import (
 
 
 def main(argv: list[str] | None = None) -> None:
-    settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    settings, _, _ = parse_settings(make_parser(__doc__, "dataset"), argv)
     dataset, work = settings.dataset, Work(settings.work_folder)
     published = READERS.load(dataset.source)(dataset, work.published, settings.seed)
     fingerprints = published.fingerprints()

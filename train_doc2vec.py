@@ -16,18 +16,21 @@ from tqdm import tqdm
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.errors import UserError
 from pipeline.files import write_array, write_json, write_text, written_whole
-from pipeline.pairs import read_pairs, rows_of_split
 from pipeline.steps import PREPARE, TRAIN_DOC2VEC, is_up_to_date, making, require
-from text_space.doc2vec import epochs_kept, save_model, start_word_vectors, text_batches, train, write_corpus
-from text_space.tokenizer import SPECIAL_WORDS, Tokenizer, stop_words, train_punkt
+from pipeline.work import Work
 
 
 def main(argv: list[str] | None = None) -> None:
-    settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    settings, _, _ = parse_settings(make_parser(__doc__, "doc2vec", "text"), argv)
+    # gensim takes a second to import: a mistake in a flag is told before.
+    from pipeline.pairs import read_pairs, rows_of_split
+    from text_space.doc2vec import epochs_kept, save_model, start_word_vectors, text_batches, train, write_corpus
+    from text_space.tokenizer import SPECIAL_WORDS, Tokenizer, stop_words, train_punkt
+
     require(PREPARE, settings)
     if is_up_to_date(TRAIN_DOC2VEC, settings):
         return
-    work, folder = settings.work_folder, settings.work_folder / "doc2vec"
+    work, files = settings.work_folder, Work(settings.work_folder)
     table = "articles.parquet" if settings.doc2vec.train_on == "articles" else "pairs.parquet"
     count = len(rows_of_split(read_pairs(work, ["split"], table), "train"))
     if not count:
@@ -38,10 +41,10 @@ def main(argv: list[str] | None = None) -> None:
         return tqdm(texts, desc=doing, total=count, unit="text", disable=None)
 
     with making(TRAIN_DOC2VEC, settings) as figures:
-        # Where sentences end, learnt from the texts themselves: Punkt's published parameters would be a download.
+        # Punkt learns from the texts: its published parameters would have to be downloaded.
         texts: Iterable[str] = train_texts("sentence ends") if settings.text.max_sentences else []
         punkt = train_punkt(texts, settings.dataset.language)
-        write_json(folder / "punkt.json", punkt)
+        write_json(files.punkt, punkt)
         tokenizer = Tokenizer(settings, punkt)
         if settings.text.stop_words and not stop_words(tokenizer.language):
             print(f"no stop words are known for language {tokenizer.language}: none are dropped")
@@ -54,10 +57,10 @@ def main(argv: list[str] | None = None) -> None:
             model = train(corpus, settings, progress.update, figures.unfinished)
             seconds = time.monotonic() - started
 
-        with written_whole(folder / "model") as beside:
-            save_model(model, beside)
-        write_text(folder / "vocabulary.txt", "\n".join([*SPECIAL_WORDS, *model.wv.index_to_key]) + "\n")
-        write_array(folder / "word_vectors.npy", start_word_vectors(model, settings.seed))
+        with written_whole(files.doc2vec_model) as temporary:
+            save_model(model, temporary)
+        write_text(files.vocabulary, "\n".join([*SPECIAL_WORDS, *model.wv.index_to_key]) + "\n")
+        write_array(files.word_vectors, start_word_vectors(model, settings.seed))
 
         figures["texts"] = count
         figures["texts_without_words"] = count - lines

@@ -14,9 +14,7 @@ import dataclasses
 
 import numpy as np
 
-from datasets import load_prepared
 from pipeline.command_line import make_parser, parse_settings, run_script
-from pipeline.devices import be_deterministic, choose_device, use_precision
 from pipeline.files import read_array, write_array
 from pipeline.steps import (
     EXTRACT_DOC2VEC,
@@ -28,12 +26,16 @@ from pipeline.steps import (
     output_paths,
     require,
 )
-from training.fine_grained import siamese_step, train_relevance
-from training.siamese import best_threshold, build_network, cosines, embed_texts, held_out, measure, train_network
 
 
 def main(argv: list[str] | None = None) -> None:
-    settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    settings, _, _ = parse_settings(make_parser(__doc__, "siamese", "model"), argv)
+    # torch takes seconds to import: a mistake in a flag is told before.
+    from datasets import load_prepared
+    from pipeline.devices import be_deterministic, choose_device, use_precision
+    from training.fine_grained import siamese_step, train_relevance
+    from training.siamese import best_threshold, build_network, cosines, embed_texts, held_out, measure, train_network
+
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
         require(step, settings)
     step = siamese_step(settings)

@@ -13,49 +13,31 @@ Reads what step 4 reads. Writes WORK/tuning/<settings>/<search>/: trials.db (Opt
 TensorBoard curves and HParams. A search goes on where it was stopped; more trials go on from those that are there.
 """
 
-import hashlib
-import json
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import optuna
-import torch
-import yaml
-from optuna.trial import TrialState
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-
-from datasets import Prepared, load_prepared
-from images.loading import ImageSource
-from models import build_model
 from pipeline.command_line import make_parser, parse_settings, run_script, say_next, without
-from pipeline.devices import be_deterministic, choose_device, use_precision
 from pipeline.errors import UserError
-from pipeline.files import read_array, read_json, write_json, write_text
-from pipeline.settings import Settings, flatten
+from pipeline.files import read_json, write_text
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, PREPARE, TRAIN_DOC2VEC, require
-from reporting.tables import ANGULAR, TRIPLET
-from training.image_sources import image_source
-from training.runs import OF_A_RUN, Weights, run_inputs
-from training.trainer import build_trainer
 
-SEARCHES = {"baseline": ("sym",), "method": ("sym", "img", "text")}
-"""The weights that each search varies; the others are 0."""
-LOWEST, HIGHEST = 0.03, 10.0
-"""Weights are searched between these, on a logarithmic scale."""
+if TYPE_CHECKING:
+    from training.runs import Weights
 
 
-def main(argv: list[str] | None = None) -> dict[str, Weights]:
+def main(argv: list[str] | None = None) -> "dict[str, Weights]":
     """Search; returns the best weights of each search."""
     argv = sys.argv[1:] if argv is None else argv
-    settings, _, _ = parse_settings(make_parser(__doc__), argv)
+    settings, _, _ = parse_settings(make_parser(__doc__, "tuning", "loss", "training", "model"), argv)
     if settings.loss.base == "fine_grained":
         raise UserError("loss.base fine_grained has no SYM to search; take angular, triplet or struc")
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS):
         require(step, settings)
+    import yaml  # these and torch take seconds to import: a mistake in a flag is told before
+
+    from pipeline.devices import be_deterministic, use_precision
+    from training.tuning import SEARCHES, search, search_folder
+
     be_deterministic(settings.deterministic)
     use_precision(settings.training.precision)
     folder = search_folder(settings)
@@ -72,98 +54,6 @@ def main(argv: list[str] | None = None) -> dict[str, Weights]:
         say_next("python", "train_cross_modal_retrieval_model.py", *words, *flags)
     say_next("tensorboard", "--logdir", folder)
     return best
-
-
-def search_folder(settings: Settings) -> Path:
-    """WORK/tuning/<digest of the settings and inputs that shape a trial>: trials that differ in them do not mix."""
-    of_run = {name: value for name, value in flatten(settings).items() if name == "evaluation.kway" or name in OF_A_RUN}
-    shaping = [of_run, run_inputs(settings, Weights(*ANGULAR)), LOWEST, HIGHEST]
-    digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
-    return settings.work_folder / "tuning" / digest
-
-
-def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
-    """The weights with the highest figure of `tuning.trials` trials, those of earlier calls among them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder / 'trials.db'}", study_name="weights", direction="maximize", load_if_exists=True
-    )
-    for cut_short in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(cut_short.number, state=TrialState.FAIL)
-    trials, finished = settings.tuning.trials, (TrialState.COMPLETE, TrialState.PRUNED)
-    if (done := len(study.get_trials(states=finished))) < trials:
-        data, device = load_prepared(settings), choose_device(settings.training.device)
-        images = image_source(settings, data, device)
-        paper = dict(zip(("sym", "img", "text"), TRIPLET if settings.loss.base == "triplet" else ANGULAR, strict=True))
-        with tqdm(total=trials, initial=done, desc=folder.name, unit="trial", disable=None) as progress:
-            for number in range(done, trials):
-                # Seeded for each trial, so that a search that was stopped asks for what it would have asked for.
-                study.sampler = optuna.samplers.TPESampler(
-                    seed=int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0]), multivariate=True
-                )
-                study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=5)
-                if number == 0:
-                    study.enqueue_trial({name: paper[name] for name in names}, skip_if_exists=False)
-                trial = study.ask()
-                weights = suggest(trial, names)
-                pruned = train(folder / f"trial_{number:03d}", weights, trial, settings, data, images, device)
-                last = study.trials[trial.number].intermediate_values
-                study.tell(trial, state=TrialState.PRUNED) if pruned else study.tell(trial, last[max(last)])
-                progress.update()
-                progress.set_postfix(best=f"{study.best_value:.4f}")
-    best = study.best_trial
-    weights = suggest(optuna.trial.FixedTrial(best.params), names)
-    path = folder / "best.json"
-    if done >= trials and path.exists():
-        print(f"up to date {path}")
-        return weights
-    write_json(
-        path,
-        {
-            **asdict(weights),
-            "value": best.value,
-            "trials": len(study.get_trials(states=finished)),
-            "pruned": len(study.get_trials(states=(TrialState.PRUNED,))),
-        },
-    )
-    print(f"wrote {path}")
-    return weights
-
-
-def suggest(trial: optuna.trial.BaseTrial, names: tuple[str, ...]) -> Weights:
-    """The trial's weights, in two digits, as somebody would type them."""
-    asked = {name: float(f"{trial.suggest_float(name, LOWEST, HIGHEST, log=True):.2g}") for name in names}
-    return Weights(**{"sym": 0.0, "img": 0.0, "text": 0.0} | asked)
-
-
-def train(
-    folder: Path,
-    weights: Weights,
-    trial: optuna.Trial,
-    settings: Settings,
-    data: Prepared,
-    images: ImageSource,
-    device: torch.device,
-) -> bool:
-    """Train a trial and report its figure after every epoch; True where it was stopped for lying below the median."""
-    for old in folder.glob("events.out.tfevents.*"):  # of the same trial, cut short
-        old.unlink()
-    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
-    trainer = build_trainer(settings, weights, data, model, images, device)
-    pruned = False
-    with SummaryWriter(str(folder)) as board:
-        while not (trainer.finished() or pruned):
-            trainer.train_one_epoch(board)
-            trainer.validate(board)
-            trial.report(trainer.progress.best_recall, trainer.progress.epoch)
-            pruned = trial.should_prune()
-        figures: Mapping[str, float] = {
-            "hparam/val_recall_at_1": trainer.progress.best_recall,
-            "hparam/epochs": trainer.progress.epoch,
-        }
-        board.add_hparams(asdict(weights), dict(figures), run_name=".")
-    return pruned
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from timing import cpu, exponent  # noqa: E402
 
-from knn_document_features import rows_of, same_words  # noqa: E402
 from pipeline.command_line import run_script  # noqa: E402
 from pipeline.files import read_array  # noqa: E402
 from pipeline.pairs import numbered, read_pairs, rows_of_split  # noqa: E402
@@ -48,6 +47,7 @@ from pipeline.processes import cores  # noqa: E402
 from pipeline.settings import load_settings  # noqa: E402
 from pipeline.steps import FIND_NEIGHBORS  # noqa: E402
 from text_space.neighbors import ROWS_A_STEP, GraphSearch, exact_neighbors, recall  # noqa: E402
+from text_space.table import rows_of, same_words  # noqa: E402
 
 RESULTS = Path(__file__).parent / "scale.jsonl"
 SCRIPTS = ("prepare_dataset.py", "train_doc2vec.py", "extract_doc2vec_vectors.py", "knn_document_features.py")

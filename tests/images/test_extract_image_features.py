@@ -9,6 +9,7 @@ from conftest import TINY
 
 import extract_image_features
 from pipeline.pairs import SCHEMA, write_pairs
+from training import image_sources
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "work").mkdir()
     write_pairs(tmp_path / "work" / "pairs.parquet", [pa.RecordBatch.from_pylist([row], SCHEMA)], tmp_path)
     monkeypatch.setattr(extract_image_features, "require", lambda *_: None)
-    monkeypatch.setattr(extract_image_features, "cached_features", lambda *_: (np.zeros((1, 2, 3), np.float32), {}))
+    monkeypatch.setattr(image_sources, "cached_features", lambda *_: (np.zeros((1, 2, 3), np.float32), {}))
     return tmp_path / "work"
 
 

@@ -18,7 +18,7 @@ from images import files as images
 from pipeline.settings import Neighbors as NeighborSettings
 from pipeline.settings import Settings
 from pipeline.steps import output_paths
-from text_space import doc2vec, near_duplicates, neighbors
+from text_space import doc2vec, inference, near_duplicates, neighbors
 from text_space.tokenizer import Tokenizer
 
 
@@ -54,7 +54,7 @@ def test_training_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Mo
     work = after(finished, tmp_path, 0)
     monkeypatch.setattr(doc2vec, "SAVE_EVERY", 0.0)
     epochs: list[int] = []
-    untouched = train_doc2vec.train
+    untouched = doc2vec.train
 
     def until_the_12th(corpus: Path, settings: Settings, on_epoch: Any, unfinished: Path) -> Any:
         def count() -> None:
@@ -64,14 +64,14 @@ def test_training_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
         return untouched(corpus, settings, count, unfinished)
 
-    monkeypatch.setattr(train_doc2vec, "train", until_the_12th)
+    monkeypatch.setattr(doc2vec, "train", until_the_12th)
     with pytest.raises(Stopped):
         train_doc2vec.main(words(work))
     (folder,) = (work / ".unfinished").iterdir()
     assert json.loads((folder / "epoch.json").read_text()) == 12
     assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-12.model", "epoch-12.npy"]
     monkeypatch.setattr(doc2vec, "untrained", None)  # not a second time
-    monkeypatch.setattr(train_doc2vec, "train", untouched)
+    monkeypatch.setattr(doc2vec, "train", untouched)
     train_doc2vec.main(words(work))
     assert files(work, 0) == files(finished, 0)
     for main in MAINS[1:]:
@@ -116,7 +116,7 @@ def test_texts_are_skipped_from_anywhere(finished: Path, skip: int, split: str |
 @pytest.mark.parametrize("changed", [False, True])
 def test_vectors_go_on(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool) -> None:
     work = after(finished, tmp_path, 1)
-    untouched, embedded = extract_doc2vec_vectors.embed_batches, []
+    untouched, embedded = inference.embed_batches, []
 
     def counted(settings: Settings, batches: Iterator[list[str]], processes: int, folder: Path) -> Iterator[Any]:
         for batch in untouched(settings, batches, processes, folder):
@@ -125,10 +125,10 @@ def test_vectors_go_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Monke
             if stops and len(embedded) == 2:
                 raise Stopped
 
-    monkeypatch.setattr(extract_doc2vec_vectors, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(extract_doc2vec_vectors, "embed_batches", counted)
+    monkeypatch.setattr(inference, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(inference, "embed_batches", counted)
     small = lambda work, skip: doc2vec.text_batches(work, size=50, skip=skip)  # noqa: E731
-    monkeypatch.setattr(extract_doc2vec_vectors, "text_batches", small)
+    monkeypatch.setattr(inference, "text_batches", small)
     stops = True
     with pytest.raises(Stopped):
         extract_doc2vec_vectors.main(words(work))

@@ -19,7 +19,9 @@ from pipeline.errors import UserError
 from pipeline.pairs import SCHEMA, write_pairs
 from pipeline.settings import Dataset, Settings
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, PREPARE, TRAIN_DOC2VEC, making, output_paths, stamp_path
+from text_space import inference
 from text_space.doc2vec import infer, text_batches
+from text_space.table import shorten
 
 SCRIPTS = ("train_doc2vec.py", "extract_doc2vec_vectors.py", "knn_document_features.py")
 STEPS = (TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS)
@@ -165,11 +167,9 @@ def test_step_2(two_runs: tuple[Path, Path, list[str]]) -> None:
 def test_batches_and_processes_do_not_change_the_files(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [path.read_bytes() for path in output_paths(EXTRACT_DOC2VEC, settings_of(work))]
     stamp_path(EXTRACT_DOC2VEC, settings_of(work)).unlink()
-    monkeypatch.setattr(
-        extract_doc2vec_vectors, "text_batches", lambda work, skip: text_batches(work, size=50, skip=skip)
-    )
-    monkeypatch.setattr(extract_doc2vec_vectors, "TEXTS_WORTH_A_PROCESS", 100)
-    monkeypatch.setattr(extract_doc2vec_vectors, "cores", lambda: 2)
+    monkeypatch.setattr(inference, "text_batches", lambda work, skip: text_batches(work, size=50, skip=skip))
+    monkeypatch.setattr(inference, "TEXTS_WORTH_A_PROCESS", 100)
+    monkeypatch.setattr(inference, "cores", lambda: 2)
     extract_doc2vec_vectors.main(words(work))
     assert before == [path.read_bytes() for path in output_paths(EXTRACT_DOC2VEC, settings_of(work))]
 
@@ -243,12 +243,12 @@ def test_pairs_without_categories(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_shorten() -> None:
-    assert knn_document_features.shorten("one\n two", 7) == "one two"
-    assert knn_document_features.shorten("one\n two!", 7) == "one tw…"
-    assert knn_document_features.shorten("狐狸和狗", 8) == "狐狸和狗"
-    assert knn_document_features.shorten("狐狸和狗", 7) == "狐狸和…"
-    assert knn_document_features.shorten("狐狸和狗", 6) == "狐狸…"
-    assert knn_document_features.shorten("狐狸", 1) == "…"
+    assert shorten("one\n two", 7) == "one two"
+    assert shorten("one\n two!", 7) == "one tw…"
+    assert shorten("狐狸和狗", 8) == "狐狸和狗"
+    assert shorten("狐狸和狗", 7) == "狐狸和…"
+    assert shorten("狐狸和狗", 6) == "狐狸…"
+    assert shorten("狐狸", 1) == "…"
 
 
 # Up to date, or not
@@ -307,7 +307,7 @@ def test_without_pairs(script: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("main", MAINS)
 def test_help(main: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["--help"])
+        main(["--help-all"])
     shown = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0 and "--config FILE.yaml" in shown and "--neighbors.min_recall" in shown
 

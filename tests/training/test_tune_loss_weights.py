@@ -11,7 +11,7 @@ from conftest import TINY, one_line_error, run_script
 from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import tune_loss_weights
+from training import tuning
 from training.runs import Weights
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def test_both_searches_get_the_same_number_of_trials_and_begin_with_the_papers_w
     assert asked(baseline)[0] == {"sym": 1}
     assert asked(method)[0] == {"sym": 1, "img": 0.3, "text": 0.2}
     for params in (*asked(baseline), *asked(method)):
-        assert all(tune_loss_weights.LOWEST <= value <= tune_loss_weights.HIGHEST for value in params.values())
+        assert all(tuning.LOWEST <= value <= tuning.HIGHEST for value in params.values())
 
 
 def test_the_best_is_what_training_with_it_scores_on_the_validation_split(tuned: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_trials_of_other_settings_do_not_mix(tuned: Path, tmp_path: Path) -> Non
 
 def test_weights_are_those_one_would_type() -> None:
     trial = optuna.trial.FixedTrial({"sym": 0.123456})
-    assert tune_loss_weights.suggest(trial, ("sym",)) == Weights(0.12, 0, 0)
+    assert tuning.suggest(trial, ("sym",)) == Weights(0.12, 0, 0)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

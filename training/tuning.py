@@ -1,0 +1,122 @@
+"""The search for the loss weights: two studies with the same number of trials."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import TrialState
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from datasets import Prepared, load_prepared
+from images.loading import ImageSource
+from models import build_model
+from pipeline.devices import choose_device
+from pipeline.files import read_array, write_json
+from pipeline.settings import Settings, flatten
+from reporting.tables import ANGULAR, TRIPLET
+from training.image_sources import image_source
+from training.runs import OF_A_RUN, Weights, run_inputs
+from training.trainer import build_trainer
+
+SEARCHES = {"baseline": ("sym",), "method": ("sym", "img", "text")}
+"""The weights that each search varies; the others are 0."""
+LOWEST, HIGHEST = 0.03, 10.0
+"""Weights are searched between these, on a logarithmic scale."""
+
+
+def search_folder(settings: Settings) -> Path:
+    """WORK/tuning/<digest of the settings and inputs that shape a trial>: trials that differ in them do not mix."""
+    of_run = {name: value for name, value in flatten(settings).items() if name == "evaluation.kway" or name in OF_A_RUN}
+    shaping = [of_run, run_inputs(settings, Weights(*ANGULAR)), LOWEST, HIGHEST]
+    digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
+    return settings.work_folder / "tuning" / digest
+
+
+def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
+    """The weights with the highest figure of `tuning.trials` trials, those of earlier calls among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=f"sqlite:///{folder / 'trials.db'}", study_name="weights", direction="maximize", load_if_exists=True
+    )
+    for cut_short in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(cut_short.number, state=TrialState.FAIL)
+    trials, finished = settings.tuning.trials, (TrialState.COMPLETE, TrialState.PRUNED)
+    if (done := len(study.get_trials(states=finished))) < trials:
+        data, device = load_prepared(settings), choose_device(settings.training.device)
+        images = image_source(settings, data, device)
+        paper = dict(zip(("sym", "img", "text"), TRIPLET if settings.loss.base == "triplet" else ANGULAR, strict=True))
+        with tqdm(total=trials, initial=done, desc=folder.name, unit="trial", disable=None) as progress:
+            for number in range(done, trials):
+                # Seeded for each trial, so that a search that was stopped asks for what it would have asked for.
+                study.sampler = optuna.samplers.TPESampler(
+                    seed=int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0]), multivariate=True
+                )
+                study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=5)
+                if number == 0:
+                    study.enqueue_trial({name: paper[name] for name in names}, skip_if_exists=False)
+                trial = study.ask()
+                weights = suggest(trial, names)
+                pruned = train(folder / f"trial_{number:03d}", weights, trial, settings, data, images, device)
+                last = study.trials[trial.number].intermediate_values
+                study.tell(trial, state=TrialState.PRUNED) if pruned else study.tell(trial, last[max(last)])
+                progress.update()
+                progress.set_postfix(best=f"{study.best_value:.4f}")
+    best = study.best_trial
+    weights = suggest(optuna.trial.FixedTrial(best.params), names)
+    path = folder / "best.json"
+    if done >= trials and path.exists():
+        print(f"up to date {path}")
+        return weights
+    write_json(
+        path,
+        {
+            **asdict(weights),
+            "value": best.value,
+            "trials": len(study.get_trials(states=finished)),
+            "pruned": len(study.get_trials(states=(TrialState.PRUNED,))),
+        },
+    )
+    print(f"wrote {path}")
+    return weights
+
+
+def suggest(trial: optuna.trial.BaseTrial, names: tuple[str, ...]) -> Weights:
+    """The trial's weights, in two digits, as somebody would type them."""
+    asked = {name: float(f"{trial.suggest_float(name, LOWEST, HIGHEST, log=True):.2g}") for name in names}
+    return Weights(**{"sym": 0.0, "img": 0.0, "text": 0.0} | asked)
+
+
+def train(
+    folder: Path,
+    weights: Weights,
+    trial: optuna.Trial,
+    settings: Settings,
+    data: Prepared,
+    images: ImageSource,
+    device: torch.device,
+) -> bool:
+    """Train a trial and report its figure after every epoch; True where it was stopped for lying below the median."""
+    for old in folder.glob("events.out.tfevents.*"):  # of the same trial, cut short
+        old.unlink()
+    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
+    trainer = build_trainer(settings, weights, data, model, images, device)
+    pruned = False
+    with SummaryWriter(str(folder)) as board:
+        while not (trainer.finished() or pruned):
+            trainer.train_one_epoch(board)
+            trainer.validate(board)
+            trial.report(trainer.progress.best_recall, trainer.progress.epoch)
+            pruned = trial.should_prune()
+        figures: Mapping[str, float] = {
+            "hparam/val_recall_at_1": trainer.progress.best_recall,
+            "hparam/epochs": trainer.progress.epoch,
+        }
+        board.add_hparams(asdict(weights), dict(figures), run_name=".")
+    return pruned
