@@ -36,6 +36,9 @@ PREPARE, DOC2VEC, VECTORS, IMAGE_FEATURES, NEIGHBORS, SIAMESE, RUN, EVALUATION =
 SEEDED = (PREPARE, DOC2VEC, VECTORS, NEIGHBORS, SIAMESE, RUN)
 """The steps whose outputs a setting may shape, and those of them that draw by the seed."""
 
+ANGULAR, TRIPLET = (1.0, 0.3, 0.2), (1.0, 0.1, 0.3)
+"""SYM, IMG and TEXT of Sec. 3.3. The paper's beta is IMG, its alpha TEXT."""
+
 WITH_GRU = ReadWhen("model.text.encoder", "gru") | ReadWhen("siamese.encoder", "gru")
 WITH_GRAPH = ReadWhen("model.text.encoder", "graph") | ReadWhen("siamese.encoder", "graph")
 WITH_PIXELS = ReadWhen("model.image.trainable", True) | ReadWhen("model.image.cache_features", False)

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.schema import Evaluation
+from pipeline.schema import ANGULAR, TRIPLET, Evaluation
 
 if TYPE_CHECKING:
     from metrics import Metric
-
-ANGULAR, TRIPLET = (1.0, 0.3, 0.2), (1.0, 0.1, 0.3)  # SYM, IMG, TEXT of Sec. 3.3; the paper's beta is IMG, alpha TEXT
 
 
 @dataclass(frozen=True, eq=False)
