@@ -48,7 +48,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--queries", nargs="+", type=int, help="pair numbers to search by (default: drawn by seed)")
     parser.add_argument("--words", nargs="+", default=[], help="single words to search by")
     parser.add_argument("--count", type=int, default=6, help="queries that are drawn without --queries (default: 6)")
-    parser.add_argument("--top", type=int, default=5, help="results of a query (default: 5)")
+    parser.add_argument("--top", type=int, default=3, help="results of a query (default: 3)")
     parser.add_argument("--out", type=Path, help="the file to write (default: WORK/reports/RUNS.html)")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one"

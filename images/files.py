@@ -29,7 +29,7 @@ SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "F", *SIXTEEN_BIT)
 
 STRIP = 4_000_000  # pixels turned into RGB at a time: a decoded giant is never copied as a whole
-SPARE = 3  # before it is resized, an image is shrunk by whole numbers to no less than this many times the wanted size
+LONGEST = 16_384  # rows: a longer image is first shrunk by a whole number to no less, against 1 x 400,000,000 pixels
 CHECKED_SIZE = 16  # pixels: what can be read at one size can be read at any, and a JPEG is decoded fastest at 1/8
 PNG_TEXT = 16_000_000  # bytes of a text or profile in a PNG file, unpacked: Pillow refuses one megabyte
 
@@ -52,8 +52,9 @@ class UnreadableImage(ValueError):
 def load_image(path: Path | str, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image as RGB and upright. Transparent parts are white. Of an animation it is the first frame.
 
-    With `size` it is resized to size x size pixels without cropping (the paper, Sec. 3.3), antialiased. Memory: what
-    Pillow needs to decode the file (1 byte a pixel for palettes and greys, else 4), not more.
+    With `size` it is resized to size x size pixels without cropping (the paper, Sec. 3.3). Each pixel is within one
+    level of torchvision's `resize(..., antialias=True)` of the whole image. Memory: what Pillow needs to decode the
+    file (1 byte a pixel for palettes and greys, else 4), and at most 131,072 bytes times `size`.
     Raises UnreadableImage.
     """
     with _opened(path, max_pixels) as image:
@@ -69,7 +70,7 @@ def load_thumbnail(path: Path | str, longest: int, max_pixels: int = MAX_PIXELS)
         width, height = image.size
         if max(width, height) <= longest:
             return _decoded(image, None)
-        square = _decoded(image, longest)
+        square = _decoded(image, longest, draft=True)
         if _orientation(image) in (5, 6, 7, 8):
             width, height = height, width
     scale = longest / max(width, height)
@@ -89,34 +90,35 @@ def check_image(
             if decode and decode_up_to is not None and image.width * image.height > decode_up_to:
                 return UnreadableImage("not decoded yet", kind=GIANT)
             if decode:
-                _decoded(image, CHECKED_SIZE)
+                _decoded(image, CHECKED_SIZE, draft=True)
     except UnreadableImage as error:
         return error
     return None
 
 
-def _decoded(image: Image.Image, size: int | None) -> Image.Image:
-    """An opened image as RGB, upright, on white, and resized to size x size pixels where `size` is given."""
-    if size is not None:
-        image.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+def _decoded(image: Image.Image, size: int | None, *, draft: bool = False) -> Image.Image:
+    """An opened image as RGB, upright, on white, and resized to size x size pixels where `size` is given.
+
+    The pixels are those of Pillow's resize of the whole image, which torchvision's Resize calls. Columns are resized in
+    strips of rows, then rows, so that a giant is never in memory as RGB. With `draft` a JPEG is decoded at 1/2, 1/4 or
+    1/8 of its size. That is faster, and moves pixels by several levels.
+    """
+    if draft and size is not None:
+        image.draft("RGB", (2 * size, 2 * size))
     image.load()
     width, height = image.size
-    gap = None if size is None else SPARE * size
-    across, down = (1, 1) if gap is None else (max(1, width // gap), max(1, height // gap))
     black, white = _grey_range(image)
-    if size is not None and across == down == 1:
-        small = _on_white(image, black, white)
-    else:
-        small = Image.new("RGB", (-(-width // across), -(-height // down)))
-        rows = max(1, STRIP // width // down) * down
-        for top in range(0, height, rows):
-            strip = image.crop((0, top, width, min(top + rows, height)))
-            small.paste(_on_white(strip, black, white).reduce((across, down)), (0, top // down))
+    columns, down = (width, 1) if size is None else (size, max(1, height // LONGEST))
+    whole = Image.new("RGB", (columns, -(-height // down)))
+    rows = max(1, STRIP // width // down) * down
+    for top in range(0, height, rows):
+        strip = _on_white(image.crop((0, top, width, min(top + rows, height))), black, white)
+        strip = strip.resize((columns, strip.height), Image.Resampling.BILINEAR)
+        whole.paste(strip.reduce((1, down)), (0, top // down))
     if size is not None:
-        # The last column and row of `small` may stand for less than a whole block, so the box is a part of it.
-        box = (0, 0, width / across, height / down)
-        small = small.resize((size, size), Image.Resampling.BILINEAR, box)
-    return _upright(small, _orientation(image))
+        # The last row of `whole` may stand for fewer than `down` rows, so the box is a part of it.
+        whole = whole.resize((size, size), Image.Resampling.BILINEAR, (0, 0, size, height / down))
+    return _upright(whole, _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:

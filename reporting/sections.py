@@ -19,12 +19,13 @@ from reporting import plots
 from reporting.answers import near_words
 from reporting.compared_runs import ComparedRuns
 from reporting.figures import difference, read_queries
-from training.proximity import doc2vec_neighbors, neighbor_count, pair_distances
+from training.proximity import doc2vec_neighbors, pair_distances
 from training.runs import read_run
 
 NEIGHBOR_PAIRS = 10_000
 """Pairs of neighbors, at most, whose distances are compared: the number of the paper's Fig. 5."""
-EXTREMES = 5
+EXTREMES = 2
+"""Pairs shown with the smallest and with the largest ratio: the number of the paper's Fig. 5."""
 MAP_PAIRS = 200
 MAP_CATEGORIES = len(plots.CATEGORIES) - 1
 
@@ -39,8 +40,8 @@ class Options:
     """Single words to search by."""
     count: int = 6
     """Queries that are drawn."""
-    top: int = 5
-    """Results of a query."""
+    top: int = 3
+    """Results of a query: the number of the paper's Fig. 6."""
 
 
 # --- Retrieval -------------------------------------------------------------------------------------------------------
@@ -108,18 +109,22 @@ def _ranked(
 
 
 def proximity(runs: ComparedRuns, _: Options) -> dict[str, Any]:
-    """Distances of Doc2Vec neighbors in the joint space: of two runs the ratio, of one run beside random pairs."""
+    """Distances of Doc2Vec neighbors in the joint space (Fig. 5): of two runs the ratio, of one also random pairs'."""
     near, random = neighbor_pairs(runs)
     kinds = [_proximity_of(runs, kind, place, near, random) for place, kind in enumerate(("images", "texts"))]
-    return {"k": neighbor_count(len(runs.rows)), "pairs": len(near), "kinds": kinds}
+    return {"k": runs.settings.neighbors.k, "texts": len(runs.rows), "pairs": len(near), "kinds": kinds}
 
 
 def neighbor_pairs(runs: ComparedRuns) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (P, 2) of pairs of different images: Doc2Vec neighbors, and random ones. By seed, at most 10,000."""
+    """Positions (P, 2) of pairs of different images: Doc2Vec neighbors, and random ones. By seed, at most 10,000.
+
+    Neighbors are the `neighbors.k` nearest texts of the evaluated split, as those of Eq. 5 are of the train split.
+    """
     rng, count, groups = runs.rng(), len(runs.rows), runs.groups
     vectors = np.array(read_array(runs.work.vectors)[runs.rows], dtype=np.float32)
     anchors = np.sort(rng.permutation(count)[:NEIGHBOR_PAIRS])
-    near = np.unique(np.sort(doc2vec_neighbors(vectors, groups, anchors), axis=1), axis=0)
+    near = doc2vec_neighbors(vectors, groups, anchors, runs.settings.neighbors.k)
+    near = np.unique(np.sort(near, axis=1), axis=0)
     near = near[np.sort(rng.permutation(len(near))[:NEIGHBOR_PAIRS])]
     random = rng.integers(count, size=(2 * NEIGHBOR_PAIRS, 2))
     return near, random[groups[random[:, 0]] != groups[random[:, 1]]][:NEIGHBOR_PAIRS]

@@ -3,19 +3,12 @@
 import numpy as np
 import torch
 
-NEIGHBOR_SHARE = 0.01
-"""Share of the texts that counts as a text's Doc2Vec neighbors, at least one, as in evaluate.py."""
 BLOCK = 256
 """Texts whose distances to all others are in memory at once."""
 
 
-def neighbor_count(texts: int) -> int:
-    """Doc2Vec neighbors of each of so many texts."""
-    return min(max(round(NEIGHBOR_SHARE * texts), 1), texts)
-
-
-def doc2vec_neighbors(vectors: np.ndarray, groups: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """Pairs (anchor, neighbor) of positions, (P, 2) int64: each anchor with its `neighbor_count` nearest texts.
+def doc2vec_neighbors(vectors: np.ndarray, groups: np.ndarray, anchors: np.ndarray, k: int) -> np.ndarray:
+    """Pairs (anchor, neighbor) of positions, (P, 2) int64: each anchor with its `k` nearest texts (Eq. 5).
 
     A text of the anchor's own image is no neighbor, so that an anchor may have fewer.
 
@@ -23,13 +16,14 @@ def doc2vec_neighbors(vectors: np.ndarray, groups: np.ndarray, anchors: np.ndarr
         vectors: (N, d) Doc2Vec vectors of the texts. Distance is Euclidean.
         groups: (N,) image numbers.
         anchors: (A,) positions.
+        k: neighbors of an anchor; of fewer texts, all.
     """
     reference = torch.from_numpy(np.array(vectors))
-    k, found = neighbor_count(len(vectors)), []
+    found = []
     for part in np.array_split(anchors, -(-len(anchors) // BLOCK)):
         distances = torch.cdist(reference[part], reference)
         distances[torch.from_numpy(groups[part][:, None] == groups)] = torch.inf
-        nearest = distances.topk(k, largest=False)
+        nearest = distances.topk(min(k, len(vectors)), largest=False)
         row, place = torch.nonzero(nearest.values.isfinite(), as_tuple=True)
         found.append(np.column_stack([part[row.numpy()], nearest.indices[row, place].numpy()]))
     return np.concatenate(found)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUERIES, RESULTS = 4, 5
+NEIGHBOR_SHARE = 0.01
+"""Share of the texts that counts as a text's Doc2Vec neighbors, at least one, as in evaluate.py."""
 DISTANCE_SAMPLE = 1000
 """Val pairs, at most, whose distances are shown."""
 PANEL_IMAGE_SIDE, PROJECTOR_IMAGE_SIDE = 112, 48
@@ -110,7 +112,7 @@ def distances(groups: np.ndarray, x: np.ndarray, y: np.ndarray, vectors: np.ndar
     groups, x, y = groups[:count], x[:count], y[:count]
     previous = np.roll(np.arange(count), 1)
     unrelated = groups != groups[previous]
-    first, second = doc2vec_neighbors(vectors, groups, np.arange(count)).T
+    first, second = doc2vec_neighbors(vectors, groups, np.arange(count), max(round(NEIGHBOR_SHARE * count), 1)).T
     found = {
         "pairs": pair_distances(x, y),
         "unrelated_pairs": pair_distances(x[unrelated], y[previous][unrelated]),

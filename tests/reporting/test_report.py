@@ -145,9 +145,9 @@ def test_ratios_of_distances_are_those_of_a_loop(runs: tuple[Path, Path], report
     (rows, *first, _), (_, *second, _) = (embedded(run) for run in runs)
     reference = np.load(runs[0].parents[1] / "doc2vec" / "vectors.npy")[rows]
     pairs = set()
-    for i in range(len(rows)):  # 30 pairs: the nearest one of each
+    for i in range(len(rows)):  # the neighbors.k = 5 nearest of each of 30 pairs
         apart = [np.linalg.norm(reference[i] - reference[j]) if j != i else np.inf for j in range(len(rows))]
-        pairs.add(tuple(sorted((i, int(np.argmin(apart))))))
+        pairs |= {tuple(sorted((i, int(j)))) for j in np.argsort(apart)[:5]}
     section = sections(report.read_text(encoding="utf-8"))["proximity"]
     assert f"{len(pairs)} pairs of different images" in section
     for kind, place in (("Images", 0), ("Texts", 1)):
@@ -157,7 +157,7 @@ def test_ratios_of_distances_are_those_of_a_loop(runs: tuple[Path, Path], report
         median = float(re.search(r'class="median">([\d.]+)<', of_kind)[1])
         assert median == pytest.approx(np.median(ratios), abs=1e-3), kind
         shown = [float(value) for value in re.findall(r'class="value">([\d.]+)<', of_kind)]
-        np.testing.assert_allclose(shown, [*ratios[:5], *ratios[::-1][:5]], atol=1e-3)
+        np.testing.assert_allclose(shown, [*ratios[:2], *ratios[::-1][:2]], atol=1e-3)
 
 
 @pytest.mark.slow
@@ -217,7 +217,7 @@ def test_the_page_in_a_browser(report: Path, browser: "Chrome", width: int, sche
     try:
         browser.get(report.as_uri())
         assert page_problems(browser) == []
-        assert browser.execute_script("return document.images.length") > 30
+        assert browser.execute_script("return document.images.length") > 25
         assert browser.execute_script("return document.querySelectorAll('script').length") == 0
         assert browser.title.startswith("Report: made <up>, l_i2t")
         text = browser.execute_script("return document.body.textContent")
