@@ -29,7 +29,7 @@ SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "F", *SIXTEEN_BIT)
 
 STRIP = 4_000_000  # pixels turned into RGB at a time: a decoded giant is never copied as a whole
-LONGEST = 16_384  # rows: a longer image is first shrunk by a whole number to no less, against 1 x 400,000,000 pixels
+LONGEST = 16_384  # pixels: a side of twice that is first shrunk by a whole number to no less than this
 CHECKED_SIZE = 16  # pixels: what can be read at one size can be read at any, and a JPEG is decoded fastest at 1/8
 PNG_TEXT = 16_000_000  # bytes of a text or profile in a PNG file, unpacked: Pillow refuses one megabyte
 
@@ -99,24 +99,25 @@ def check_image(
 def _decoded(image: Image.Image, size: int | None, *, draft: bool = False) -> Image.Image:
     """An opened image as RGB, upright, on white, and resized to size x size pixels where `size` is given.
 
-    The pixels are those of Pillow's resize of the whole image, which torchvision's Resize calls. Columns are resized in
-    strips of rows, then rows, so that a giant is never in memory as RGB. With `draft` a JPEG is decoded at 1/2, 1/4 or
-    1/8 of its size. That is faster, and moves pixels by several levels.
+    The pixels are those of Pillow's resize of the whole image, which torchvision's Resize calls, unless a side is longer
+    than 2 x LONGEST. Strips of rows are resized to `size` columns, and then all rows: a giant is never whole as RGB.
+    With `draft` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size. That is faster, and moves pixels by several levels.
     """
     if draft and size is not None:
         image.draft("RGB", (2 * size, 2 * size))
     image.load()
     width, height = image.size
     black, white = _grey_range(image)
-    columns, down = (width, 1) if size is None else (size, max(1, height // LONGEST))
+    columns = width if size is None else size
+    across, down = (1, 1) if size is None else (max(1, width // LONGEST), max(1, height // LONGEST))
     whole = Image.new("RGB", (columns, -(-height // down)))
     rows = max(1, STRIP // width // down) * down
     for top in range(0, height, rows):
-        strip = _on_white(image.crop((0, top, width, min(top + rows, height))), black, white)
-        strip = strip.resize((columns, strip.height), Image.Resampling.BILINEAR)
-        whole.paste(strip.reduce((1, down)), (0, top // down))
+        strip = _on_white(image.crop((0, top, width, min(top + rows, height))), black, white).reduce((across, down))
+        # The last column and row of a reduced image may stand for fewer than a whole block: the box is a part of it.
+        box = (0, 0, width / across, strip.height)
+        whole.paste(strip.resize((columns, strip.height), Image.Resampling.BILINEAR, box), (0, top // down))
     if size is not None:
-        # The last row of `whole` may stand for fewer than `down` rows, so the box is a part of it.
         whole = whole.resize((size, size), Image.Resampling.BILINEAR, (0, 0, size, height / down))
     return _upright(whole, _orientation(image))
 

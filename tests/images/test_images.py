@@ -158,15 +158,40 @@ def test_every_pixel_is_within_one_level_of_torchvisions(
         assert np.array_equal(np.asarray(load_image(path)), np.asarray(ground))
 
 
-def test_an_image_of_many_rows_takes_little_memory_and_shifts_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def seen_and_peak(path: Path) -> tuple[str, int]:
+    """What `load_image` of 224 pixels gives in a process of its own, and the peak of its memory in megabytes."""
+    program = (
+        "import re, sys\nfrom images import files as images\n"
+        "image = images.load_image(sys.argv[1], 224)\n"
+        "print(image.size, image.getpixel((3, 3)), image.getpixel((220, 220)))\n"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    seen, megabytes = done.stdout.splitlines()
+    return seen, int(megabytes)
+
+
+@pytest.mark.parametrize("shape", [(1601, 3), (3, 1601)])
+def test_a_long_side_is_shrunk_first_and_nothing_shifts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
 ) -> None:
-    """1,601 rows become 801 blocks of two, and the last block is half a one."""
+    """1,601 rows or columns become 801 blocks of two, and the last block is half a one."""
     monkeypatch.setattr(images, "LONGEST", 800)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1601, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     wanted = np.asarray(image.resize((4, 4), Image.Resampling.BILINEAR)).astype(int)
     loaded = np.asarray(load_image(saved(image, tmp_path / "image.png"), 4))[..., 0]
     assert np.abs(loaded - wanted).max() <= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux's /proc")
+@pytest.mark.parametrize("shape", [(1, 20_000_000), (20_000_000, 1)])
+def test_an_image_of_one_column_or_row_needs_little_memory(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """Widened before it is shortened, a column of 20 million pixels would take 18 GB."""
+    path = saved(Image.new("L", shape, 7), tmp_path / "long.png")
+    seen, megabytes = seen_and_peak(path)
+    assert seen == "(224, 224) (7, 7, 7) (7, 7, 7)"
+    assert megabytes < 500
 
 
 def test_the_check_of_a_jpeg_decodes_it_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,19 +221,9 @@ def write_huge_palette_png(path: Path, width: int = 20_000, height: int = 11_550
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux's /proc")
 def test_huge_drawing_needs_little_memory(tmp_path: Path) -> None:
     write_huge_palette_png(tmp_path / "huge.png")
-    program = (
-        "import re, sys\nfrom images import files as images\n"
-        "image = images.load_image(sys.argv[1], 224)\n"
-        "print(image.size, image.getpixel((3, 3)), image.getpixel((220, 220)))\n"
-        "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "huge.png")], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    seen, megabytes = done.stdout.splitlines()
+    seen, megabytes = seen_and_peak(tmp_path / "huge.png")
     assert seen == "(224, 224) (255, 0, 0) (0, 0, 255)"
-    assert int(megabytes) < 500, "231 MB decoded, where RGB would take 924"
+    assert megabytes < 500, "231 MB decoded, where RGB would take 924"
 
 
 # What cannot be read
