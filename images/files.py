@@ -99,7 +99,7 @@ def check_image(
 def _decoded(image: Image.Image, size: int | None, *, draft: bool = False) -> Image.Image:
     """An opened image as RGB, upright, on white, and resized to size x size pixels where `size` is given.
 
-    The pixels are those of Pillow's resize of the whole image, which torchvision's Resize calls, unless a side is longer
+    The pixels are those of Pillow's resize of the whole image, which torchvision's Resize calls, unless a side has more
     than 2 x LONGEST. Strips of rows are resized to `size` columns, and then all rows: a giant is never whole as RGB.
     With `draft` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size. That is faster, and moves pixels by several levels.
     """

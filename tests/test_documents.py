@@ -15,7 +15,8 @@ from conftest import ROOT
 
 from pipeline.settings import get, load_settings
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS.append(ROOT / "benchmarks" / "README.md")
 OF_THE_PROJECT = (".py", ".md", ".sh", ".yaml", ".yml", ".webp", ".toml", ".html")
 """Endings of the project's own files; data and outputs have others."""
 OF_A_USER = {"config.yaml", "my.yaml", "FILE.yaml", "CONFIG"}
@@ -51,7 +52,7 @@ def is_there(name: str) -> bool:
     return bool(found) and (not test or any(test in names_of_functions(file) for file in found))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_file_that_a_document_names_is_there(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     named = {word for code in code_of(text) for word in re.findall(r"[\w./*=-]+(?:::\w+)?", code)}
@@ -62,7 +63,7 @@ def test_every_file_that_a_document_names_is_there(document: Path) -> None:
     assert [name for name in sorted(files) if not is_there(name) and not (document.parent / name).is_file()] == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_test_that_a_document_names_is_there(document: Path) -> None:
     """A test without its file is one of the file named before it in the line."""
     for line in document.read_text(encoding="utf-8").splitlines():
