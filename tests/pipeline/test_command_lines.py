@@ -23,8 +23,8 @@ ARGUMENTS: dict[str, list[str]] = {
 @pytest.mark.parametrize("script", ARGUMENTS)
 def test_help_explains_the_script_and_its_settings(script: str) -> None:
     shown = run_script(script, "--help").stdout
-    assert "--training.batch_size" in shown
-    assert script in shown
+    assert script in shown and "--work" in shown and "--help-all" in shown
+    assert "--training.batch_size" in run_script(script, "--help-all").stdout
 
 
 @pytest.mark.parametrize("script", ARGUMENTS)
