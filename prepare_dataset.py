@@ -14,7 +14,9 @@ Left out are
 
 - broken rows, and rows whose image is missing or unreadable,
 - repeated rows,
-- texts that nearly repeat another one, where no splits are published.
+- texts that nearly repeat another one, where splits are drawn (dataset.near_duplicates).
+
+Splits are drawn by image, 80/10/10 of what is left, or taken as published (dataset.published_splits).
 """
 
 from collections import Counter
@@ -36,6 +38,7 @@ from readers.selection import (
     Rejection,
     assign_splits,
     conflicting_images,
+    held_out_images,
     is_in_split,
     near_duplicate_texts,
     read_table,
@@ -58,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with making(PREPARE, settings, fingerprints) as figures:
         table, rejected = read_table(published.rows(), dataset.min_characters or 0, dataset.follow_links)
-        if dataset.new_splits:
+        if not dataset.published_splits:
             table = without_splits(table)
 
         rejected |= unusable_images(table, rejected, published.root, dataset, figures.unfinished)
@@ -81,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
 
         write_pairs(work.pairs, with_splits(kept, splits), published.root)
         if published.articles:
-            articles = tqdm(published.articles(), desc="articles", unit="article", disable=None)
+            held_out = held_out_images(table, kept, splits)
+            articles = tqdm(published.articles(held_out), desc="articles", unit="article", disable=None)
             figures["articles"] = write_articles(work.articles, articles)
             print(f"{figures['articles']:,} articles of train to train Doc2Vec on (doc2vec.train_on articles)")
 

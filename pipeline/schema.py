@@ -81,16 +81,17 @@ class Dataset(Section):
     """Sources coco and flickr30k: take Karpathy's splits. Null: where their file lies in root."""
     language: Annotated[LanguageCode, Shapes(PREPARE, DOC2VEC, VECTORS)] = "en"
     """Language of the texts, ISO 639-1: decides word and sentence segmentation and stop words."""
-    new_splits: bool = False
-    """Draw all three splits by seed, also where the dataset publishes its own."""
+    published_splits: bool = True
+    """Take the owners' splits where there are some; false draws all three by seed, as the paper (Sec. 3.3)."""
     near_duplicates: bool | None = None
-    """Drop near-duplicate texts with MinHash. Null: yes, except where published splits are kept."""
+    """Drop near-duplicate texts with MinHash. Null: yes, except where published splits are taken."""
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1), ReadWhen("dataset.near_duplicates", True, None)] = 0.8
     """Estimated Jaccard similarity of two texts' word 3-grams from which the later one is dropped."""
-    val_share: Share = 0.1
-    """Share of the images in val where no split is published, or of the train images where only train and test are."""
+    val_share: Share | None = None
+    """Share of the images in val where splits are drawn, or of the train images where only train and test are
+    published; null takes as many images as test has."""
     test_share: Share = 0.1
-    """Share of the images in test where no split is published."""
+    """Share of the images in test where splits are drawn."""
     follow_links: bool = False
     """Take images to which symbolic links in root lead out of it; absolute paths and `..` are rejected all the same."""
     check_images: Literal["decode", "header"] = "decode"

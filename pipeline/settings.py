@@ -53,7 +53,7 @@ __all__ = [
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "openclipart.yaml"
 
-RETIRED = frozenset({"evaluation.sampled_repeats"})
+RETIRED = frozenset({"evaluation.sampled_repeats", "dataset.new_splits"})
 """Settings that runs of earlier versions name in their config.yaml and that nothing reads any more."""
 
 
@@ -117,8 +117,8 @@ GOES_WITH: tuple[tuple[str, Any, str, tuple[Any, ...]], ...] = (
     ("model.text.encoder", "graph", "model.text.word_vectors", ("doc2vec",)),
     ("model.text.encoder", "graph", "model.pvse.embeddings", (0,)),
     ("doc2vec.train_on", "articles", "dataset.source", ("goodnews",)),
-    ("doc2vec.train_on", "articles", "dataset.new_splits", (False,)),
     ("dataset.karpathy_split", True, "dataset.source", ("coco", "flickr30k")),
+    ("dataset.karpathy_split", True, "dataset.published_splits", (True,)),
     ("dataset.karpathy_split", False, "dataset.source", ("coco", "flickr30k")),
 )
 """A setting, a value of it, and the values that another setting must then have."""
@@ -138,7 +138,8 @@ def mistakes(settings: Settings) -> list[str]:
         )
     if dataset.source == "manifest" and not dataset.manifest:
         found.append("dataset.source manifest needs dataset.manifest, the file with the pairs")
-    if dataset.val_share + dataset.test_share >= 1:
+    val_share = dataset.test_share if dataset.val_share is None else dataset.val_share
+    if val_share + dataset.test_share >= 1:
         found.append("dataset.val_share and dataset.test_share leave nothing to train on")
     if synthetic.motifs_per_topic > synthetic.motifs:
         found.append("dataset.synthetic.motifs_per_topic is larger than dataset.synthetic.motifs")

@@ -142,6 +142,8 @@ def what_changed(step: Step, settings: Settings, published: Mapping[str, object]
             return f"is incomplete ({path.name})"
     wanted = json.loads(json.dumps(select(settings, step.settings)))
     defaults = flatten(Settings())
+    if stamp["settings"].get("dataset.new_splits"):  # its name until published_splits, which is its inverse
+        stamp["settings"]["dataset.published_splits"] = False
     for name, value in wanted.items():
         made_with = stamp["settings"].get(name, defaults[name])  # settings added since then had their default
         if made_with != value:

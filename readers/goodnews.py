@@ -1,6 +1,6 @@
 """Reader of GoodNews (Biten et al., CVPR 2019): photos of the New York Times, their captions and their articles."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def goodnews(dataset: Dataset, published_folder: Path, seed: int) -> Published:
         lambda: read_goodnews(captions, splits, root, images),
         (captions, splits),
         lambda: files_below(root, images),
-        lambda: train_articles(captions, splits),
+        lambda held_out: train_articles(captions, splits, held_out),
     )
 
 
@@ -72,13 +72,14 @@ def read_goodnews(captions: Path, splits: Path, root: Path, images: str) -> Iter
                 yield checked(root, Row(label, image, caption, image_id, split=split_of[image_id]))
 
 
-def train_articles(captions: Path, splits: Path) -> Iterator[str]:
-    """Texts of the articles to train Doc2Vec on: those with images in train and in no other split.
+def train_articles(captions: Path, splits: Path, held_out: Collection[str]) -> Iterator[str]:
+    """Texts of the articles to train Doc2Vec on: those with published images, none of which is in `held_out`.
 
-    The owners split images, not articles: an article may have images in train and in test.
+    `held_out` are the image_ids of val and test. Splits part images, not articles: an article may have images in train
+    and in test.
     """
     split_of = _split_of(splits)
     for article_id, found, text in _articles(captions):
-        of_article = {split_of.get(f"{article_id}_{number}") for number in found} - {None}
-        if of_article == {"train"} and isinstance(text, str) and text.strip():
+        of_article = [image for number in found if (image := f"{article_id}_{number}") in split_of]
+        if of_article and not any(image in held_out for image in of_article) and isinstance(text, str) and text.strip():
             yield text.strip()

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -47,8 +47,9 @@ class Published:
     """Files that list the rows. They are watched by their content."""
     files: Callable[[], Iterable[Path | str]]
     """All other files, as paths relative to the root. They are watched by size and time."""
-    articles: Callable[[], Iterator[str]] | None = None
-    """Longer texts of the train split that Doc2Vec can be trained on. None where there are none."""
+    articles: Callable[[Collection[str]], Iterator[str]] | None = None
+    """Longer texts to train Doc2Vec on, given the image_ids of val and test: texts of these images are left out.
+    None where there are no longer texts."""
 
     def fingerprints(self) -> dict[str, str]:
         """A digest of each of `lists`, and one of `files` together. They change when the published files do."""

@@ -227,14 +227,16 @@ def assign_splits(
     image_ids: list[str],
     published: np.ndarray | None,
     seed: int,
-    val_share: float,
+    val_share: float | None,
     test_share: float,
 ) -> np.ndarray:
     """The split of every row as a position in SPLITS, int64 (rows,). All rows of an image get the same.
 
-    `images` (rows,) numbers each row's image_id in `image_ids`. `published` (rows,) are the published splits. Where it
-    is None, val and test get their shares of the images. Where it has no val, val gets its share of the train images.
-    An image's place in the draw depends on the seed and its id only.
+    - `images` (rows,) numbers each row's image_id in `image_ids`. `published` (rows,) are the published splits.
+    - Where `published` is None, val and test get their shares of the images, 10 % each in the paper (Sec. 3.3).
+    - Where it has no val, val gets `val_share` of the train images.
+    - Without `val_share` val gets as many images as test has, and at most half of the train images.
+    - An image's place in the draw depends on the seed and its id only.
     """
     splits = np.zeros(len(images), np.int64) if published is None else published.astype(np.int64)
     if published is not None and (splits == SPLITS.index("val")).any():
@@ -243,12 +245,22 @@ def assign_splits(
     draw = [hashlib.blake2b(f"{seed} {image_ids[image]}".encode(), digest_size=8).digest() for image in drawn.tolist()]
     drawn = drawn[np.argsort(np.array(draw, dtype="S8").view(">u8"), kind="stable")]
     split_of = np.full(len(image_ids), -1)
-    val = max(FEWEST_IMAGES, round(len(drawn) * val_share))
+    test = round(len(drawn) * test_share)
+    if published is not None:
+        test = min(len(np.unique(images[splits == SPLITS.index("test")])), len(drawn) // 2)
+    test = max(FEWEST_IMAGES, test)
+    val = test if val_share is None else max(FEWEST_IMAGES, round(len(drawn) * val_share))
     split_of[drawn[:val]] = SPLITS.index("val")
     if published is None:
-        test = max(FEWEST_IMAGES, round(len(drawn) * test_share))
         split_of[drawn[val : val + test]] = SPLITS.index("test")
     return np.where(split_of[images] >= 0, split_of[images], splits)
+
+
+def held_out_images(table: pa.Table, kept: pa.Table, splits: np.ndarray) -> set[str]:
+    """image_ids of val and test: of the published rows in `table`, and of the `kept` rows by their `splits` (rows,)."""
+    published = table["image_id"].filter(pa.array(is_in_split(table, ("val", "test"))))
+    drawn = kept["image_id"].filter(pa.array(splits != SPLITS.index("train")))
+    return {*pc.unique(published).to_pylist(), *pc.unique(drawn).to_pylist()}
 
 
 def without_splits(table: pa.Table) -> pa.Table:
