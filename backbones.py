@@ -26,12 +26,16 @@ class Network(NamedTuple):
 
 
 def xavier_(module: nn.Module) -> None:
-    """Xavier initialisation of every weight matrix and kernel in `module`, zeros for biases (paper, Sec. 3.3)."""
+    """Xavier initialisation of every weight matrix and kernel in `module`, zeros for biases (paper, Sec. 3.3).
+
+    PyTorch stacks the matrices of a GRU's three gates. Each is a matrix of its own here.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d | nn.GRU):
             for name, parameter in part.named_parameters(recurse=False):
                 if parameter.dim() > 1:
-                    nn.init.xavier_uniform_(parameter)
+                    for matrix in parameter.chunk(3) if isinstance(part, nn.GRU) else [parameter]:
+                        nn.init.xavier_uniform_(matrix)
                 elif "bias" in name:
                     nn.init.zeros_(parameter)
 

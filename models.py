@@ -224,9 +224,14 @@ class TwoStream(nn.Module):
         self.images = ImageEncoder(settings.image, settings.dimensions)
         self.texts = TEXT_ENCODERS.load(settings.text.encoder)(settings.text, word_vectors, settings.dimensions)
 
-    def forward(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (N, D) of images and (M, D) of texts; see the two encoders for the inputs."""
-        return self.images(images), self.texts(tokens, lengths)
+    def forward(self, images: Tensor, tokens: Tensor, lengths: Tensor, *, passes: int = 1) -> tuple[Tensor, Tensor]:
+        """Embeddings (N, D) of images and (M, D) of texts; see the two encoders for the inputs.
+
+        passes: equal parts of the images that are encoded one after the other. Batch normalisation tells the number.
+        """
+        if passes == 1:
+            return self.images(images), self.texts(tokens, lengths)
+        return torch.cat([self.images(part) for part in images.chunk(passes)]), self.texts(tokens, lengths)
 
     def checkpoint(self) -> dict[str, Tensor]:
         """The state dict, without a frozen backbone: that is in `model.image.weights`, or comes from the seed."""
@@ -372,25 +377,46 @@ class PVSE(TwoStream):
         )
 
     def forward(  # type: ignore[override]  # DistributedDataParallel passes only `forward` on
-        self, images: Tensor, tokens: Tensor, lengths: Tensor, *, residuals: bool = False
+        self, images: Tensor, tokens: Tensor, lengths: Tensor, *, passes: int = 1, residuals: bool = False
     ) -> tuple[Tensor, Tensor] | tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Embeddings (N, K, D) of images and (M, K, D) of texts, or what `with_residuals` gives."""
-        return self.with_residuals(images, tokens, lengths) if residuals else super().forward(images, tokens, lengths)
+        if residuals:
+            return self.with_residuals(images, tokens, lengths, passes=passes)
+        return super().forward(images, tokens, lengths, passes=passes)
 
     def with_residuals(
-        self, images: Tensor, tokens: Tensor, lengths: Tensor
+        self, images: Tensor, tokens: Tensor, lengths: Tensor, *, passes: int = 1
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(embeddings, residuals) of the images, both (N, K, D), and of the texts; `forward` gives the embeddings."""
-        return self.images.with_residuals(images), self.texts.with_residuals(tokens, lengths)
+        if passes == 1:
+            return self.images.with_residuals(images), self.texts.with_residuals(tokens, lengths)
+        x, residuals = zip(*(self.images.with_residuals(part) for part in images.chunk(passes)), strict=True)
+        return (torch.cat(x), torch.cat(residuals)), self.texts.with_residuals(tokens, lengths)
 
 
 def build_model(settings: schema.Settings, word_vectors: np.ndarray) -> TwoStream:
     """The model of `settings.model`, initialised by `settings.seed`."""
     pvse = settings.model.pvse
+    model: TwoStream
     with seeded(settings.seed):
         if pvse.embeddings:
-            return PVSE(settings.model, word_vectors, pvse.embeddings, pvse.dropout)
-        return TwoStream(settings.model, word_vectors)
+            model = PVSE(settings.model, word_vectors, pvse.embeddings, pvse.dropout)
+        else:
+            model = TwoStream(settings.model, word_vectors)
+        if settings.model.initialisation == "authors":
+            initialise_as_authors(model)
+    return model
+
+
+def initialise_as_authors(model: TwoStream) -> None:
+    """Draw the projections and the GRU anew as the authors' code does: `xavier_normal_` with biases of 0.1, and
+    PyTorch's default."""
+    for part in (model.images, *model.texts.modules()):
+        if isinstance(project := getattr(part, "project", None), nn.Linear):
+            nn.init.xavier_normal_(project.weight)
+            nn.init.constant_(project.bias, 0.1)
+        if isinstance(part, nn.GRU):
+            part.reset_parameters()
 
 
 @contextlib.contextmanager

@@ -232,6 +232,9 @@ class Model(Section):
 
     dimensions: Count = 256
     """Dimensions of the joint space."""
+    initialisation: Literal["xavier", "authors"] = "xavier"
+    """Weights that are not pretrained: Xavier for all as in the paper, each gate of a GRU by itself; or as the authors'
+    code, the projections by normal Xavier with biases of 0.1 and the GRU by PyTorch's default."""
     image: ImageEncoder = ImageEncoder()
     text: TextEncoder = TextEncoder()
     pvse: PVSE = PVSE()
@@ -315,6 +318,11 @@ class Training(Section):
     """Factor of that decay."""
     stop_patience: Count = 10
     """Epochs without lower validation loss after which training stops."""
+    val_loss: Annotated[Literal["i2t_sym", "i2t"], ReadWhen("loss.base", unless=("fine_grained",))] = "i2t_sym"
+    """The validation loss, each term with weight 1: image to text and text to image, or (authors' code) the first."""
+    passes: Annotated[Literal["one", "two"], ReadWhen("model.image.trainable", True)] = "one"
+    """The images of a batch and of its drawn neighbors go through the backbone together, or (authors' code) one after
+    the other, so that batch normalisation takes the statistics of each."""
     horizontal_flip: bool = True
     """Mirror each train image with probability 1/2."""
     precision: Annotated[Literal["float32", "tf32", "bf16"], Shapes(RUN, IMAGE_FEATURES)] = "float32"

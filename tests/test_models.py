@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,53 @@ def test_xavier_bounds() -> None:
     assert linear.weight.abs().max() <= bound
     assert linear.weight.abs().max() > 0.9 * bound
     assert not linear.bias.any()
+
+
+def test_each_gate_of_a_gru_is_a_matrix_of_its_own() -> None:
+    gru = nn.GRU(40, 60)
+    xavier_(gru)
+    for weights, inputs in ((gru.weight_ih_l0, 40), (gru.weight_hh_l0, 60)):
+        bound = (6 / (inputs + 60)) ** 0.5
+        for gate in weights.chunk(3):
+            assert 0.95 * bound < gate.abs().max() <= bound
+    assert not gru.bias_ih_l0.any() and not gru.bias_hh_l0.any()
+
+
+@pytest.mark.parametrize("embeddings", [0, 2])
+def test_initialisation_of_the_authors_code(embeddings: int) -> None:
+    """Projections by `xavier_normal_` with biases of 0.1; a GRU is uniform up to 1/√H, its biases too."""
+    settings = small()
+    settings.model.text.hidden_size, settings.model.dimensions = 64, 200
+    settings.model.pvse.embeddings = embeddings
+    paper = build_model(settings, WORDS)
+    settings.model.initialisation = "authors"
+    model = build_model(settings, WORDS)
+    texts: Any = model.texts.encoder if embeddings else model.texts
+    for project in (model.images.project, texts.project):
+        outputs, inputs = project.weight.shape
+        assert project.weight.std().item() == pytest.approx((2 / (inputs + outputs)) ** 0.5, rel=0.05)
+        assert project.weight.abs().max() > 1.2 * (6 / (inputs + outputs)) ** 0.5  # not uniform
+        assert (project.bias == 0.1).all()
+    for parameter in texts.gru.parameters():
+        assert 0.9 / 8 < parameter.abs().max() <= 1 / 8
+    other = {"project.", "gru."}
+    for name, value in paper.state_dict().items():
+        assert any(part in name for part in other) or torch.equal(value, model.state_dict()[name]), name
+
+
+def test_two_passes_give_batch_normalisation_the_statistics_of_each() -> None:
+    images = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    tokens, lengths = torch.full((4, 3), 5), torch.full((4,), 3)
+    settings = small(backbone="resnet18", weights="none", size=32)
+    found = {}
+    for passes in (1, 2):
+        model = build_model(settings, WORDS).train()
+        found[passes] = model(images, tokens, lengths, passes=passes)[0]
+        counts = [value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")]
+        assert counts and all(count == passes for count in counts)
+    model = build_model(settings, WORDS).train()
+    assert torch.equal(found[2], torch.cat([model.images(images[:4]), model.images(images[4:])]))
+    assert not torch.allclose(found[1], found[2], atol=1e-3)
 
 
 # Image stream

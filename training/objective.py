@@ -65,6 +65,8 @@ class Objective:
     """The pairwise loss in place of i2t and sym (Xu et al. 2019)."""
     lists_neighbors: bool
     """Whether the terms are told of all neighbors in the batch and not only of the drawn one (STRUC)."""
+    val_terms: tuple[str, ...]
+    """The terms whose sum is the validation loss."""
     hint: str | None
     """What to change where no triplet is active; None for losses of which every triplet has a gradient."""
 
@@ -129,14 +131,14 @@ class Objective:
         return losses.weighted_sum(terms, self.weights)
 
     def validation_loss(self, x: Tensor, y: Tensor, rows: np.ndarray, image_ids: Tensor) -> Tensor:
-        """i2t + sym with weight 1, whatever the weights, or the pairwise loss: a scalar.
+        """The sum of `val_terms`, i2t + sym by default, whatever the weights, or the pairwise loss: a scalar.
 
         x, y: (B, D) or (B, K, D), embeddings of the pairs `rows` (B,). image_ids: (B,).
         """
         if self.pairwise:
             return self.pairwise(x, y, rows, rows)
         terms = self.terms(x, y, image_ids)
-        return terms["l_i2t"] + terms["l_sym"]
+        return torch.stack([terms[name] for name in self.val_terms]).sum()
 
     def hint_if_inactive(self, terms: Mapping[str, Tensor], image_ids: np.ndarray) -> str | None:
         """What to change where the batch has negatives and no triplet has a gradient; None elsewhere.
@@ -194,5 +196,6 @@ def build_objective(settings: Settings, weights: Weights, data: Prepared, device
         within_batch=neighbors is not None and settings.training.batches == "neighborhoods",
         pairwise=pairwise,
         lists_neighbors=base == "struc" and settings.neighbors.draw == "neighbors",
+        val_terms=("l_i2t",) if settings.training.val_loss == "i2t" else ("l_i2t", "l_sym"),
         hint=None if always_active else angular_hint if base == "angular" else other_hint,
     )

@@ -189,12 +189,13 @@ class Trainer:
         then joined, and every process computes the loss of the whole batch.
         """
         tokens, lengths = self.data.texts(self.text_rows(self.share(batch)))
-        sizes, options = distributed.shares(len(batch.rows)), {}
-        if isinstance(self.model, PVSE):
-            options["residuals"] = True
+        sizes, has_residuals = distributed.shares(len(batch.rows)), isinstance(self.model, PVSE)
+        options: dict[str, Any] = {"residuals": True} if has_residuals else {}
+        if self.training.passes == "two" and self.model.images.trainable and self.objective.with_neighbor_images:
+            options["passes"] = 2
         with autocast(self.training.precision, self.device):
             encoded = self.parallel(images, to_device(tokens, self.device), lengths, **options)
-        of_images, of_texts = encoded if options else ((encoded[0],), (encoded[1],))
+        of_images, of_texts = encoded if has_residuals else ((encoded[0],), (encoded[1],))
         (x, *x_residuals), (y, *y_residuals) = (
             [distributed.gather_with_gradient(z, sizes) for z in of_stream] for of_stream in (of_images, of_texts)
         )

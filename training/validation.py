@@ -27,11 +27,13 @@ class Validation(NamedTuple):
 def validation_loss(objective: Objective, x: Tensor, y: Tensor, rows: np.ndarray, ids: Tensor, size: int) -> float:
     """The mean loss of the pairs `rows` (R,) in batches of `size`, in their order.
 
+    A last batch of one pair would add 0, as it has no negatives. It joins the batch before, as in training.
     x, y: (R, D) or (R, K, D), embeddings of their images and texts. ids: (R,), their image_ids.
     """
-    total = 0.0
-    for start in range(0, len(rows), size):
-        part = slice(start, start + size)
+    total, starts = 0.0, list(range(0, len(rows), size))
+    if size > 1 and len(starts) > 1 and len(rows) - starts[-1] == 1:
+        starts.pop()
+    for part in map(slice, starts, [*starts[1:], len(rows)]):
         total += objective.validation_loss(x[part], y[part], rows[part], ids[part]).item() * len(ids[part])
     return total / len(rows)
 

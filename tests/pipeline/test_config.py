@@ -9,7 +9,6 @@ from conftest import ROOT
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.errors import UserError
 from pipeline.settings import (
-    Dataset,
     Settings,
     fields,
     flatten,
@@ -54,11 +53,6 @@ def test_a_seed_that_gensim_does_not_take_is_a_mistake() -> None:
     with pytest.raises(UserError, match=r"^seed is 5000000000 and must be below 4294967296$"):
         load_settings({"seed": 5_000_000_000})
     assert load_settings({"seed": 2**32 - 1}).seed == 2**32 - 1
-
-
-def test_paper_config_says_what_the_defaults_are() -> None:
-    drawn = Settings(dataset=Dataset(published_splits=False))
-    assert load_settings(ROOT / "configs" / "paper.yaml") == drawn
 
 
 @pytest.mark.parametrize(

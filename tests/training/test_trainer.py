@@ -20,6 +20,7 @@ from training.lost_images import LostImages
 from training.objective import Objective, build_objective
 from training.runs import Weights
 from training.trainer import Trainer
+from training.validation import validation_loss
 
 
 def test_a_checkpoint_has_nothing_of_the_process_that_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +162,92 @@ def test_a_batch_that_has_a_gradient_or_no_negative_is_no_reason_to_warn() -> No
     assert not hint("angular", "hinge", NONE, image_ids=(3,))
     assert not hint("angular", "hinge", NONE, image_ids=(3, 3, 3))
     assert not hint("angular", "logsumexp", NONE)
+
+
+# Choices of the authors' code
+
+
+def test_the_validation_loss_may_be_that_of_image_to_text_alone() -> None:
+    data: Any = None
+    x, y, ids = X[:6], Y[:6], torch.arange(6)
+    found = {}
+    for name in ("i2t_sym", "i2t"):
+        settings = Settings()
+        settings.training.val_loss = name
+        objective = build_objective(settings, Weights(1, 0, 0), data, torch.device("cpu"))
+        found[name] = objective.validation_loss(x, y, np.arange(6), ids).item()
+    there, back = LOGSUMEXP(x, y, y).item(), LOGSUMEXP(y, x, x).item()
+    assert found["i2t"] == pytest.approx(there, rel=1e-6)
+    assert found["i2t_sym"] == pytest.approx(there + back, rel=1e-6)
+    assert there != pytest.approx(back, rel=1e-3)
+
+
+def test_a_last_validation_batch_of_one_pair_joins_the_batch_before() -> None:
+    data: Any = None
+    objective = build_objective(Settings(), Weights(1, 0, 0), data, torch.device("cpu"))
+    rows, ids = np.arange(9), torch.arange(9)
+
+    def loss(start: int, end: int) -> float:
+        return objective.validation_loss(X[start:end], Y[start:end], rows[start:end], ids[start:end]).item()
+
+    found = validation_loss(objective, X[:9], Y[:9], rows, ids, 4)
+    assert found == pytest.approx((4 * loss(0, 4) + 5 * loss(4, 9)) / 9)
+    assert loss(8, 9) == 0 and found != pytest.approx((4 * loss(0, 4) + 4 * loss(4, 8)) / 9, rel=1e-3)
+    even = validation_loss(objective, X[:8], Y[:8], rows[:8], ids[:8], 4)
+    assert even == pytest.approx((loss(0, 4) + loss(4, 8)) / 2)
+    assert validation_loss(objective, X[:3], Y[:3], rows[:3], ids[:3], 1) == 0
+
+
+@pytest.mark.parametrize("patience", [5, 6])
+def test_the_learning_rate_decays_in_the_epoch_of_decay_patience(patience: int) -> None:
+    trainer = neighborhood_trainer()
+    settings = Settings()
+    settings.training.decay_patience = patience
+    trainer = Trainer(
+        settings.training,
+        trainer.objective,
+        trainer.model,
+        trainer.images,
+        trainer.data,
+        torch.device("cpu"),
+        seed=0,
+        metrics=[],
+    )
+    rates = []
+    for loss in [1.0, *[2.0] * patience]:
+        trainer.schedule.step(loss)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[:-1] == [1e-4] * patience and rates[-1] == pytest.approx(1e-5)
+
+
+class CountingPasses(KnownEmbeddings):
+    """It also keeps in how many passes the images were to be encoded."""
+
+    def __init__(self, *, trainable: bool) -> None:
+        super().__init__()
+        self.images.trainable = trainable
+        self.passes: list[int] = []
+
+    def forward(
+        self, images: torch.Tensor, tokens: torch.Tensor, _: torch.Tensor, passes: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.passes.append(passes)
+        return super().forward(images, tokens, _)
+
+
+@pytest.mark.parametrize(
+    ("passes", "trainable", "img", "expected"),
+    [("one", True, 0.3, 1), ("two", True, 0.3, 2), ("two", False, 0.3, 1), ("two", True, 0.0, 1)],
+)
+def test_neighbors_images_take_a_pass_of_their_own_where_the_backbone_is_trained(
+    passes: str, trainable: bool, img: float, expected: int
+) -> None:
+    trainer = neighborhood_trainer()
+    trainer.objective.within_batch, trainer.objective.weights["l_img"] = False, img
+    trainer.training.passes = passes
+    counting: Any = CountingPasses(trainable=trainable)
+    trainer.model = trainer.parallel = counting
+    batch = trainer.plan()[0]
+    trainer.terms(batch, torch.from_numpy(trainer.image_request(batch)[0]))
+    assert counting.passes == [expected]
+    assert counting.passed[0][0] == len(batch.rows) * (2 if img else 1)
