@@ -41,11 +41,7 @@ def recall_at_k(queries: Matrix, targets: Matrix, ks: Sequence[int], groups: Lab
     if any(k < 1 for k in ks):
         raise ValueError(f"every K must be at least 1, got {list(ks)}")
     ranks = rank_pairs(queries, targets, groups).best
-    return {**{f"R@{k}": float((ranks <= k).mean()) for k in ks}, "median_rank": _median_rank(ranks)}
-
-
-def _median_rank(ranks: np.ndarray) -> float:
-    return float(np.floor(np.median(ranks)))
+    return {f"R@{k}": float((ranks <= k).mean()) for k in ks} | {"median_rank": float(np.floor(np.median(ranks)))}
 
 
 # --- Neighborhood preservation ---------------------------------------------------------------------------------------
@@ -331,6 +327,8 @@ class Metric:
     """Whether it lies between 0 and 1."""
     every_epoch: bool = False
     """Whether training computes it on the validation split after every epoch."""
+    as_measured: Callable[[EmbeddedPairs], "Metric"] | None = None
+    """The metric that these pairs allow, where it may be another; its name says which."""
 
     @property
     def name(self) -> str:
@@ -349,7 +347,7 @@ class Metric:
 
 
 def kway_recalls(evaluation: Evaluation) -> Iterator[Metric]:
-    """k-way Recall@1 (Sec. 4.3), for each k of `evaluation.kway`."""
+    """k-way Recall@1 (Sec. 4.3), for each k of `evaluation.kway`; a k above the gallery is measured as its size."""
 
     def metric(k: int, way: str) -> Metric:
         return Metric(
@@ -359,6 +357,7 @@ def kway_recalls(evaluation: Evaluation) -> Iterator[Metric]:
             lambda pairs: Scores(pairs.ranks[way].kway_success_probabilities(k)),
             lambda pairs: pairs.ranks[way].kway_chance(k),
             every_epoch=True,
+            as_measured=lambda pairs: metric(min(k, pairs.ranks[way].gallery), way),
         )
 
     return (metric(k, way) for k in evaluation.kway for way in WAYS)
@@ -378,7 +377,7 @@ def full_gallery_recalls(evaluation: Evaluation) -> Iterator[Metric]:
             "median_rank",
             "median rank",
             way,
-            lambda pairs: _median_rank(pairs.ranks[way].best),
+            lambda pairs: float(np.floor(np.median(pairs.ranks[way].best))),
             lambda pairs: pairs.ranks[way].median_rank_chance(),
             higher_is_better=False,
             is_share=False,

@@ -61,6 +61,11 @@ class PairRanks:
             probabilities *= np.where(left > 0, np.maximum(left - self.closer, 0) / np.maximum(left, 1), 1.0)
         return probabilities
 
+    @property
+    def gallery(self) -> int:
+        """The largest k of k-way retrieval: a query's pair and all negatives, of the query that has most."""
+        return int(self.possible.max()) + 1
+
     # What a random ranking is expected to score. Every item is equally likely at every place.
 
     def kway_chance(self, k: int) -> float:

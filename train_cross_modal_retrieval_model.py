@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from pipeline.command_line import make_parser, parse_settings, run_script, say_next
 from pipeline.errors import UserError
 from pipeline.files import lock, read_array, write_json
-from pipeline.settings import Settings
+from pipeline.settings import Settings, mistakes_of_weights
 from pipeline.steps import EXTRACT_DOC2VEC, PREPARE, TRAIN_DOC2VEC, require, versions
 
 if TYPE_CHECKING:
@@ -79,11 +79,7 @@ def mistakes_in_weights(settings: Settings, arguments: argparse.Namespace) -> li
         for name, weight in given.items()
         if not (math.isfinite(weight) and weight >= 0)
     ]
-    if settings.loss.base == "fine_grained" and arguments.sym:
-        found.append("loss.base fine_grained takes both ways at once and has no symmetric term; let SYM be 0")
-    if settings.loss.structure == "ground_truth" and arguments.img:
-        found.append("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
-    return found
+    return found + mistakes_of_weights(settings, arguments.sym, arguments.img)
 
 
 def train(settings: Settings, config_file: Settings, weights: "Weights", arguments: argparse.Namespace) -> Path:

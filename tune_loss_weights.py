@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pipeline.command_line import make_parser, parse_settings, run_script, say_next, without
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_text
+from pipeline.settings import mistakes_of_weights
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, PREPARE, TRAIN_DOC2VEC, require
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ def main(argv: list[str] | None = None) -> "dict[str, Weights]":
     """Search; returns the best weights of each search."""
     argv = sys.argv[1:] if argv is None else argv
     settings, _, _ = parse_settings(make_parser(__doc__, "tuning", "loss", "training", "model"), argv)
-    if settings.loss.base == "fine_grained":
-        raise UserError("loss.base fine_grained has no SYM to search; take angular, triplet or struc")
+    if found := mistakes_of_weights(settings, sym=1, img=1):  # the search `method` varies all three
+        raise UserError(f"SYM, IMG and TEXT cannot be searched: {'; '.join(found)}")
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS):
         require(step, settings)
     import yaml  # these and torch take seconds to import: a mistake in a flag is told before
 
     from pipeline.devices import be_deterministic, use_precision
-    from training.tuning import SEARCHES, search, search_folder
+    from training.tuning import SEARCHES, at_bounds, search, search_folder
 
     be_deterministic(settings.deterministic)
     use_precision(settings.training.precision)
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> "dict[str, Weights]":
     for name, weights in best.items():
         value = read_json(folder / name / "best.json")["value"]
         print(f"{name}: {k}-way Recall@1 {value:.4f} on the validation split")
+        for at_bound in at_bounds(weights, SEARCHES[name]):
+            print(f"warning: {at_bound}; the best weight may lie beyond it")
         words = [f"{weight:g}" for weight in (weights.sym, weights.img, weights.text)]
         say_next("python", "train_cross_modal_retrieval_model.py", *words, *flags)
     say_next("tensorboard", "--logdir", folder)

@@ -251,7 +251,8 @@ class Loss(Section):
     form: Annotated[Literal["logsumexp", "hinge"], ReadWhen("loss.base", "angular", "fine_grained")] = "logsumexp"
     """Angular N-pairs as in Wang et al. 2017, or the paper's Eq. 2 and 3 to the letter."""
     tan_squared_alpha: Annotated[Positive | None, ReadWhen("loss.base", "angular", "fine_grained")] = None
-    """tan^2 of the angle; null takes 1 for logsumexp and 0.2 for hinge (which has no gradient from 1/3 on)."""
+    """tan^2 of the angle; null takes 1 for logsumexp and 0.2 for hinge, which has no gradient for unrelated vectors
+    from 1/3 on."""
     margin: Annotated[Positive | None, ReadWhen("loss.base", unless=("angular", "fine_grained"))] = None
     """Margin of triplet and struc; null takes 0.2 for triplet and 0.1 for struc (whose distances are not squared)."""
     structure: Literal["estimated", "ground_truth"] = "estimated"

@@ -152,6 +152,16 @@ def mistakes(settings: Settings) -> list[str]:
     return found
 
 
+def mistakes_of_weights(settings: Settings, sym: float, img: float) -> list[str]:
+    """Which weights of Eq. 8 the loss of the settings does not take, a sentence each. Training and searches ask."""
+    found = []
+    if settings.loss.base == "fine_grained" and sym:
+        found.append("loss.base fine_grained takes both ways at once and has no symmetric term; let SYM be 0")
+    if settings.loss.structure == "ground_truth" and img:
+        found.append("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
+    return found
+
+
 def not_read(settings: Settings, names: Collection[str]) -> list[str]:
     """Those of the settings `names` that differ from their default and that nothing reads, a sentence each."""
     conditions = {name: _condition(field, section) for name, field, section in fields(type(settings))}

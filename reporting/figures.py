@@ -5,6 +5,7 @@ where it has one) and `chance`.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,12 @@ def read_figures(run: Path) -> dict[str, Figure]:
 def read_metrics(run: Path) -> dict[str, Metric]:
     """The metrics that an evaluated run was asked for, by name: titles and directions of its figures."""
     settings = {name.removeprefix("evaluation."): value for name, value in _stamp(run).get("settings", {}).items()}
-    return registered(Evaluation(**{name: settings[name] for name in vars(Evaluation()) if name in settings}))
+    evaluation = Evaluation(**{name: settings[name] for name in vars(Evaluation()) if name in settings})
+    # A gallery smaller than an asked-for k is measured with another k.
+    names = read_json(run / "metrics.json")["figures"] if (run / "metrics.json").is_file() else {}
+    measured = [int(found[1]) for name in names if (found := re.match(r"(\d+)way_", name))]
+    evaluation.kway = list(dict.fromkeys([*evaluation.kway, *measured]))
+    return registered(evaluation)
 
 
 def _stamp(run: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from metrics import WAYS, Metric, registered
 from pipeline.files import read_array, read_json
 from pipeline.pairs import SPLITS, read_pairs
+from pipeline.schema import Settings
 from pipeline.settings import flatten
 from ranking import nearest, rank_of_own
 from reporting import plots
@@ -276,6 +277,9 @@ def training_curves(runs: ComparedRuns, _: Options) -> list[dict[str, Any]]:
     logs = [_read_scalars(runs, number) for number in range(len(runs.encoders))]
     tags = sorted(set().union(*logs))
     shown = {tag: (title, "loss term" if "data/l_" in tag else "weighted sum") for tag, title in LOSS_TITLES.items()}
+    # The validation loss has the weights of no run.
+    val_terms = {_val_terms(encoder.settings) for encoder in runs.encoders}
+    shown["data/val_loss"] = LOSS_TITLES["data/val_loss"], " or ".join(sorted(val_terms))
     shown |= {tag: (tag.removeprefix("data/"), "loss term") for tag in tags if "data/l_" in tag and tag not in shown}
     for encoder in runs.encoders:
         for metric in registered(encoder.settings.evaluation).values():
@@ -288,6 +292,13 @@ def training_curves(runs: ComparedRuns, _: Options) -> list[dict[str, Any]]:
             missing = [letter for letter, line in zip(runs.letters, lines, strict=True) if line is None]
             drawn.append({"title": title, "plot": plots.curves(title, lines, label), "missing": missing})
     return drawn
+
+
+def _val_terms(settings: Settings) -> str:
+    """What the validation loss of a run is the sum of."""
+    if settings.loss.base == "fine_grained":
+        return "pairwise loss"
+    return settings.training.val_loss.replace("_", " + ")
 
 
 def _read_scalars(runs: ComparedRuns, number: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:

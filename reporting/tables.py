@@ -172,7 +172,7 @@ PAPER: dict[int, dict[str, dict[str, tuple[float, float]]]] = {
             "TRIP+NP+SYM": (0.4957, 0.4746),
             "OURS (TRIP)": (0.4790, 0.4611),
         },
-        "flickr30k": {  # Sec. 4.5: the k of these is not given
+        "flickr30k": {  # Sec. 4.3: the k of these is not given
             "PVSE": (0.5539, 0.5405),
             "PVSE + OURS": (0.5559, 0.5419),
         },

@@ -16,6 +16,7 @@ from metrics import METRICS, EmbeddedPairs, Metric, NotMeasurable, Scores
 from pipeline.schema import Evaluation
 from pipeline.settings import Settings
 from reporting.evaluation import measure
+from reporting.figures import read_metrics
 
 
 @pytest.mark.slow
@@ -88,6 +89,7 @@ def test_a_metric_that_is_not_measurable_is_left_out_and_says_why_once(
         METRICS, "undefined", lambda _: [Metric("no", "No", way, undefined, undefined) for way in ("images", "texts")]
     )
     x, evaluation = torch.eye(4), Settings().evaluation
+    evaluation.kway = [2, 4]
     pairs = EmbeddedPairs(x, x, np.arange(4), np.full(4, -1), x.numpy(), preservation_k=200)
     figures, scores = measure(pairs, evaluation, seed=0)
     assert not {"no_images", "no_texts", "map_image_to_text", "preservation_200_images"} & set(figures)
@@ -98,3 +100,38 @@ def test_a_metric_that_is_not_measurable_is_left_out_and_says_why_once(
         "mAP is left out: no pair has a category",
         "nothing to measure",
     ]
+
+
+def test_a_k_above_the_gallery_is_named_by_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """12 images of two texts each: 24 texts are candidates for an image, and 12 images for a text."""
+    image_ids = np.repeat(np.arange(12), 2)
+    rng = np.random.default_rng(0)
+    x, y = (torch.from_numpy(rng.normal(size=(24, 6)).astype(np.float32)) for _ in range(2))
+    x = x[image_ids]
+    evaluation = Evaluation(kway=[5, 12, 20, 100], bootstrap=1, preservation_k=3)
+    pairs = EmbeddedPairs(x, y, image_ids, np.full(24, -1), rng.normal(size=(24, 6)), 3)
+    figures, _ = measure(pairs, evaluation, seed=0)
+    names = [name for name in figures if "way" in name]
+    assert names == [
+        "5way_recall_at_1_image_to_text",
+        "5way_recall_at_1_text_to_image",
+        "12way_recall_at_1_image_to_text",
+        "12way_recall_at_1_text_to_image",
+        "20way_recall_at_1_image_to_text",
+        "23way_recall_at_1_image_to_text",
+    ]
+    assert figures["12way_recall_at_1_text_to_image"]["chance"] == pytest.approx(1 / 12)
+    assert figures["23way_recall_at_1_image_to_text"]["chance"] == pytest.approx(1 / 23)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        "warning: the gallery is too small for 20-way Recall@1, text to image; 12-way Recall@1 is measured",
+        "warning: the gallery is too small for 100-way Recall@1, image to text; 23-way Recall@1 is measured",
+        "warning: the gallery is too small for 100-way Recall@1, text to image; 12-way Recall@1 is measured",
+    ]
+
+
+def test_titles_of_what_was_measured_in_place_of_a_larger_k(tmp_path: Path) -> None:
+    stamp = {"settings": {"evaluation.kway": [5, 100]}}
+    (tmp_path / "evaluate.json").write_text(json.dumps(stamp))
+    (tmp_path / "metrics.json").write_text(json.dumps({"figures": {"23way_recall_at_1_image_to_text": {}}}))
+    assert read_metrics(tmp_path)["23way_recall_at_1_image_to_text"].title == "23-way Recall@1, image to text"

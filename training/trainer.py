@@ -307,7 +307,11 @@ def build_trainer(
     device: torch.device,
     show: ShowValidation | None = None,
 ) -> Trainer:
-    """The trainer of these settings and loss weights."""
+    """The trainer of these settings and loss weights. Warns where the validation split is too small for k-way."""
+    images_of_val = len(np.unique(data.image_ids[data.rows["val"]]))
+    for k in settings.evaluation.kway:
+        if k > images_of_val and distributed.is_writer():
+            print(f"warning: val has {images_of_val} images, so {k}-way Recall@1 of an epoch is against these alone")
     return Trainer(
         settings.training,
         build_objective(settings, weights, data, device),

@@ -93,6 +93,17 @@ def suggest(trial: optuna.trial.BaseTrial, names: tuple[str, ...]) -> Weights:
     return Weights(**{"sym": 0.0, "img": 0.0, "text": 0.0} | asked)
 
 
+def at_bounds(weights: Weights, names: tuple[str, ...]) -> list[str]:
+    """Which of the weights `names` lie within 5 % of a bound of the search, a sentence each."""
+    found = []
+    for name in names:
+        weight = getattr(weights, name)
+        for bound, which in ((LOWEST, "lower"), (HIGHEST, "upper")):
+            if abs(weight - bound) <= 0.05 * bound:
+                found.append(f"{name.upper()} {weight:g} is at the {which} bound of the search, {bound:g}")
+    return found
+
+
 def train(
     folder: Path,
     weights: Weights,

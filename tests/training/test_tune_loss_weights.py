@@ -99,3 +99,27 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert "prepare_dataset.py" in one_line_error(run_script(SCRIPT, *TINY, "--work", tmp_path, ok=False))
     wrong = run_script(SCRIPT, *TINY, "--tuning.trials", "0", ok=False)
     assert "tuning.trials" in one_line_error(wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loss.base", "struc", "--loss.structure", "ground_truth"], "needs the weight IMG 0"),
+        (["--loss.base", "fine_grained"], "no symmetric term"),
+    ],
+)
+def test_weights_that_training_refuses_are_not_searched(words: list[str], message: str) -> None:
+    assert message in one_line_error(run_script(SCRIPT, *TINY, *words, ok=False))
+    assert message in one_line_error(
+        run_script("train_cross_modal_retrieval_model.py", "1", "1", "1", *TINY, *words, ok=False)
+    )
+
+
+def test_an_optimum_at_a_bound_is_told() -> None:
+    every = tuning.SEARCHES["method"]
+    assert tuning.at_bounds(Weights(1, 0.3, 0.2), every) == []
+    assert tuning.at_bounds(Weights(10, 0.03, 0.2), every) == [
+        "SYM 10 is at the upper bound of the search, 10",
+        "IMG 0.03 is at the lower bound of the search, 0.03",
+    ]
+    assert tuning.at_bounds(Weights(9.7, 0, 0), ("sym",)) == ["SYM 9.7 is at the upper bound of the search, 10"]
