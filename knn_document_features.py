@@ -85,13 +85,13 @@ def demand_enough(texts: int, k: int, work: Work) -> None:
 
 
 def in_words(how: dict, texts: int) -> str:
-    """How the neighbors were found, in a line."""
+    """How the neighbors were found."""
     if how["method"] == "exact":
         why = f": HNSW is no faster here, and found {how['recall']:.4f} of the neighbors" if "recall" in how else ""
         return f"exact search among {texts:,} texts{why}"
     return (
-        f"HNSW among {texts:,} texts with efSearch {how['ef_search']}: recall {how['recall']:.4f}, measured against "
-        f"exact search on {how['recall_sample']:,} of them"
+        f"HNSW by {how['library']} among {texts:,} texts, efSearch {how['ef_search']}\n"
+        f"recall {how['recall']:.4f} against exact search, on {how['recall_sample']:,} of the texts"
     )
 
 

@@ -152,8 +152,10 @@ class Neighbors(Section):
     """Space of the neighbors: Doc2Vec's, or pretrained image features' (OURS (Img NNs))."""
     k: Count = 200
     """Nearest neighbors kept for each pair."""
-    method: Literal["auto", "exact", "hnsw"] = "auto"
-    """Exact search, HNSW through Faiss, or whichever is faster at this size."""
+    method: Literal["auto", "exact", "hnsw"] = "hnsw"
+    """HNSW as the paper, exact search, or whichever is faster at this size."""
+    library: Annotated[Literal["auto", "nmslib", "faiss"], ReadWhen("neighbors.method", "auto", "hnsw")] = "auto"
+    """Library of HNSW; auto takes nmslib, as the authors, unless its two copies of the vectors take too much memory."""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """Distance in the space."""
     min_recall: Annotated[float, Field(gt=0, le=1), ReadWhen("neighbors.method", "auto", "hnsw")] = 0.95

@@ -5,7 +5,7 @@ Broder, "On the resemblance and containment of documents" (1997); banding as in 
 which estimates the Jaccard similarity of two texts' 3-grams with a standard error of at most 0.044.
 
 The signatures are datasketch's. The bands are not its MinHashLSH, although both propose the same candidates: that
-takes 7.2 KB a text (measured with 100,000 texts, threshold 0.8), 24 GB for 3.3 million; the arrays here take 0.4 KB.
+takes 7.2 KB a text (measured with 100,000 texts, threshold 0.8), 24 GB for 3.3 million. A signature takes 256 bytes.
 """
 
 import functools

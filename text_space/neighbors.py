@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.errors import UserError
 from pipeline.files import open_array, read_json, write_json
 from pipeline.settings import Neighbors
-from text_space.hnsw import FaissGraph, slices
+from text_space.hnsw import build_graph, choose_library, slices
 
 EXACT_UP_TO = 150_000
 """Rows up to which `neighbors.method: auto` searches exactly.
@@ -140,6 +140,7 @@ def _graph_search(
         )
     figures = {
         "method": "hnsw" if is_found else "exact",
+        "library": graph.library,
         "ef_search": graph.effort,
         "recall": share,
         "recall_sample": len(sample),
@@ -301,7 +302,8 @@ class GraphSearch:
 
     def __init__(self, points: np.ndarray, groups: Sequence[np.ndarray], settings: Neighbors, threads: int) -> None:
         self.points, self.groups, self.k = points, groups, settings.k
-        self._graph = FaissGraph(points, settings.hnsw_m, settings.hnsw_ef_construction, threads)
+        self.library = choose_library(settings.library, points)
+        self._graph = build_graph(self.library, points, settings.hnsw_m, settings.hnsw_ef_construction, threads)
         self.asked = answers_needed(len(points), settings.k, groups)
         """Answers that the graph gives for a row."""
         self.effort = self.asked

@@ -20,6 +20,7 @@ import regex
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.settings import Settings
+from text_space.english import ENGLISH_STOP_WORDS
 
 if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktLanguageVars
@@ -34,18 +35,6 @@ UNSEGMENTED = ("ja", "th", "lo", "km", "my")
 """Languages written without blanks that have no segmenter here."""
 SHORT_WORDS = ("zh", "ko", *UNSEGMENTED)
 """Languages with words of one or two characters, where `text.min_word_length: null` means 1 and not 3."""
-
-# The stop-words package's English list holds 1,333 entries, among them man, men, fire, computer, room, face and world:
-# what captions and titles are about. English takes function words only, the Snowball list that NLTK has too.
-ENGLISH_STOP_WORDS = """
-i me my myself we us our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it
-its itself they them their theirs themselves what which who whom whose this that these those am is are was were be been
-being have has had having do does did doing a an the and but if or because as until while of at by for with about
-against between into through during before after above below to from up down in out on off over under again further then
-once here there when where why how all any both each few more most other some such no nor not only own same so than too
-very can will just should would could may might must shall now also d ll m re s t ve ain't aren't can't couldn't didn't
-doesn't don't hadn't hasn't haven't isn't mightn't mustn't needn't shan't shouldn't wasn't weren't won't wouldn't
-"""
 
 _HIDDEN = regex.compile(r"<!--|<(script|style)\b[^<>]*>", regex.IGNORECASE)
 _HIDDEN_ENDS = {
@@ -107,7 +96,7 @@ def _shown(text: str) -> str:
 def stop_words(language: str) -> frozenset[str]:
     """Stop words of a language, in lower case and with ' as apostrophe; empty where no list is known."""
     if language == "en":
-        return frozenset(ENGLISH_STOP_WORDS.split())
+        return ENGLISH_STOP_WORDS
     from stop_words import LANGUAGE_MAPPING, get_stop_words
 
     listed = get_stop_words(language) if language in LANGUAGE_MAPPING else []

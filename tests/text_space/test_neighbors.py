@@ -12,7 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from pipeline.errors import UserError
 from pipeline.settings import Neighbors
-from text_space import neighbors
+from text_space import hnsw, neighbors
+from text_space.hnsw import build_graph, choose_library
 from text_space.neighbors import (
     GraphSearch,
     NeighborLists,
@@ -189,7 +190,15 @@ def test_hnsw_that_cannot_reach_the_recall_is_the_users_mistake(monkeypatch: pyt
 
 def test_auto_searches_exactly_where_hnsw_takes_as_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points, groups = cloud(2000, 30), (np.arange(2000) // 2,)
-    poor = {"k": 10, "hnsw_m": 3, "hnsw_ef_construction": 10, "recall_sample": 300, "min_recall": 0.95}
+    poor = {
+        "k": 10,
+        "method": "auto",
+        "library": "faiss",
+        "hnsw_m": 3,
+        "hnsw_ef_construction": 10,
+        "recall_sample": 300,
+        "min_recall": 0.95,
+    }
     monkeypatch.setattr(neighbors, "EXACT_UP_TO", 1000)
     monkeypatch.setattr(neighbors, "ROWS_AT_A_TIME", 700)
     monkeypatch.setattr(neighbors, "ROWS_A_STEP", 2000 // 40)  # an efSearch of 40 is as slow
@@ -204,10 +213,38 @@ def test_auto_searches_exactly_where_hnsw_takes_as_long(tmp_path: Path, monkeypa
     assert find_neighbors(points, groups, Neighbors(**poor), 0, True, tmp_path / "other")[1]["method"] == "hnsw"
 
 
-def test_one_thread_builds_the_same_graph_again() -> None:
-    points, poor = cloud(2000, 30), Neighbors(k=10, hnsw_m=3, hnsw_ef_construction=10)
+@pytest.mark.parametrize("library", ["nmslib", "faiss"])
+def test_one_thread_builds_the_same_graph_again(library: str) -> None:
+    points, poor = cloud(2000, 30), Neighbors(k=10, library=library, hnsw_m=3, hnsw_ef_construction=10)
     first, again = (GraphSearch(points, (), poor, 1).neighbors(np.arange(2000)) for _ in range(2))
     same(first, again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["nmslib", "faiss"])
+def test_hnsw_reaches_its_recall_on_20000_random_vectors(library: str) -> None:
+    points = cloud(20_000, 200)
+    wanted = Neighbors(k=200, method="hnsw", library=library, recall_sample=200)
+    found, how = find_neighbors(points, (), wanted, 0, False)
+    assert how["library"] == library and how["recall"] >= 0.95
+    truth = exact_neighbors(points, np.arange(100, 200), 200, (), "faiss")
+    of_rows = NeighborLists(found.positions[100:200], found.distances[100:200])
+    assert recall(of_rows, truth) > 0.93
+
+
+def test_nmslib_gives_way_where_its_copies_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = cloud(1000, 200)
+    assert choose_library("auto", points) == "nmslib"
+    monkeypatch.setattr(hnsw, "NMSLIB_MEMORY_SHARE", 1e-9)
+    assert choose_library("auto", points) == "faiss"
+    assert choose_library("nmslib", points) == "nmslib"
+
+
+@pytest.mark.parametrize("library", ["nmslib", "faiss"])
+def test_short_answers_are_padded(library: str) -> None:
+    answers = build_graph(library, cloud(5), 16, 200, 1).search(cloud(5), 8, 50)
+    assert answers.shape == (5, 8) and (answers[:, 5:] == -1).all()
+    assert (np.sort(answers[:, :5]) == np.arange(5)).all()
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
@@ -238,7 +275,7 @@ def test_hnsw_completes_rows_that_are_left_with_too_few() -> None:
 def test_auto_searches_exactly_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbors, "EXACT_UP_TO", 300)
     for rows, method in ((300, "exact"), (301, "hnsw")):
-        assert find_neighbors(cloud(rows), (), Neighbors(k=5), 0, True)[1]["method"] == method
+        assert find_neighbors(cloud(rows), (), Neighbors(k=5, method="auto"), 0, True)[1]["method"] == method
 
 
 # Categories
