@@ -35,5 +35,5 @@ def test_results_come_in_order_and_items_are_taken_as_they_are_needed(processes:
 
 
 def test_a_process_that_is_killed_ends_the_work() -> None:
-    with pytest.raises(UserError, match="was killed, as happens where memory runs out"):
+    with pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory"):
         list(in_order(kill_at_three, range(10), 2))
