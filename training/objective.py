@@ -50,7 +50,8 @@ class ObjectiveBatch:
 class Objective:
     """The loss of a run.
 
-    A pair whose image was lost is no anchor and no negative: it contributes 0, and means stay over all B pairs.
+    A pair whose image was lost is no anchor and no negative: it contributes 0, and means stay over all B pairs. In the
+    pairwise loss its text remains an example for the other images.
     """
 
     terms: Callable[..., dict[str, Tensor]]
@@ -121,9 +122,7 @@ class Objective:
             rows, text_rows = batch.rows, batch.text_rows[:texts]
             terms["l_i2t"] = self.pairwise(x[:size], y[:texts], rows, text_rows, batch.readable)
         if "l_diversity" in self.weights:
-            of_images, of_texts = (losses.diversity_loss(of_stream) for of_stream in residuals)
-            terms["l_diversity"] = of_images + of_texts
-            terms["l_mmd"] = losses.mmd_loss(x[:size], y[:size])
+            terms |= pvse_terms(x[:size], y[:size], residuals, batch)
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -168,6 +167,20 @@ def npairs_loss(settings: Loss) -> losses.NPairsLoss:
     return loss
 
 
+def pvse_terms(x: Tensor, y: Tensor, residuals: Sequence[Tensor], batch: ObjectiveBatch) -> dict[str, Tensor]:
+    """PVSE's `l_diversity` of both streams and `l_mmd`. Lost images add 0 to the first, and the second is without them.
+
+    x, y: (B, K, D). residuals: of the images and of the texts, (B, K, D), or (2B, K, D) with the drawn neighbors.
+    """
+    of_images, of_texts = residuals
+    if batch.readable is not None and batch.neighbor_readable is not None:
+        is_there = torch.cat([batch.readable, batch.neighbor_readable])[: len(of_images)]
+        of_images = of_images * is_there[:, None, None]
+        x, y = x[batch.readable], y[batch.readable]
+    mmd = losses.mmd_loss(x, y) if len(x) else of_images.sum() * 0
+    return {"l_diversity": losses.diversity_loss(of_images) + losses.diversity_loss(of_texts), "l_mmd": mmd}
+
+
 def build_objective(settings: Settings, weights: Weights, data: Prepared, device: torch.device) -> Objective:
     """The objective of these settings and weights. Reads the neighbor table or the labels where a term needs them.
 
@@ -187,8 +200,9 @@ def build_objective(settings: Settings, weights: Weights, data: Prepared, device
     neighbors: NeighborTable | OtherTexts | None = None
     if weights.img or weights.text or (pairwise and pairwise.with_neighbors):
         neighbors = load_neighbors(settings, data) if reads_neighbors(settings, weights) else OtherTexts(data)
-    always_active = base == "fine_grained" or (base == "angular" and settings.loss.form == "logsumexp")
-    angular_hint, other_hint = "lower loss.tan_squared_alpha", "raise loss.margin"
+    hints = {"triplet": "raise loss.margin", "struc": "raise loss.margin"}
+    if settings.loss.form == "hinge":
+        hints["angular"] = "lower loss.tan_squared_alpha"
     return Objective(
         terms=terms,
         weights=of_terms,
@@ -197,5 +211,5 @@ def build_objective(settings: Settings, weights: Weights, data: Prepared, device
         pairwise=pairwise,
         lists_neighbors=base == "struc" and settings.neighbors.draw == "neighbors",
         val_terms=("l_i2t",) if settings.training.val_loss == "i2t" else ("l_i2t", "l_sym"),
-        hint=None if always_active else angular_hint if base == "angular" else other_hint,
+        hint=hints.get(base),
     )
