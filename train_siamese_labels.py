@@ -11,6 +11,7 @@ Doc2Vec vectors with the threshold that is best on the val split.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -33,8 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     # torch takes seconds to import: a mistake in a flag is told before.
     from datasets import load_prepared
     from pipeline.devices import be_deterministic, choose_device, use_precision
+    from training.embedding import embed_texts
     from training.fine_grained import siamese_step, train_relevance
-    from training.siamese import best_threshold, build_network, cosines, embed_texts, held_out, measure, train_network
+    from training.siamese import best_threshold, build_network, cosines, held_out, measure, train_network
 
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
         require(step, settings)
@@ -59,7 +61,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"training a siamese network on {len(data.rows['train']):,} texts, alike being {what}, on {device}")
         figures |= train_network(network, data, relevance, val, settings, device)
 
-        scores = test.logits(network, embed_texts(network, data, test.rows, settings, device)).numpy()
+        size = settings.siamese.batch_size
+        embed = functools.partial(embed_texts, network.encoder, data, size=size, precision="float32", device=device)
+        scores = test.logits(network, embed(rows=test.rows).cpu()).numpy()
         of_val, of_test = (cosines(np.array(reference[pairs.rows])) for pairs in (val, test))
         figures["test"] = {
             "texts": len(test.rows),
@@ -76,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         vectors_path, comparison_path = output_paths(step, settings)
         usable = np.flatnonzero(np.diff(data.offsets) > 0)
         vectors = np.zeros((len(data.image_ids), settings.siamese.dimensions), dtype=np.float32)
-        vectors[usable] = embed_texts(network, data, usable, settings, device).numpy()
+        vectors[usable] = embed(rows=usable).cpu().numpy()
         write_array(vectors_path, vectors)
         write_array(comparison_path, network.comparison.detach().cpu().numpy())
 

@@ -129,7 +129,7 @@ def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
         images, first_pairs = images[readable], first_pairs[readable]
     arrays = {
         "images": images,
-        "texts": embed_texts(model, data, with_words, size, precision, device).cpu().numpy(),
+        "texts": embed_texts(model.texts, data, with_words, size, precision, device).cpu().numpy(),
         "image_pairs": first_pairs.astype(np.int64),
         "text_pairs": with_words.astype(np.int64),
     }

@@ -1,17 +1,19 @@
 """Small prepared datasets for the tests, made once by the real scripts."""
 
 import functools
-import json
+import multiprocessing.forkserver
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import script_process
 import torch
 from hypothesis import settings as property_settings
 
@@ -32,15 +34,13 @@ TINY = ["--config", str(ROOT / "tests" / "tiny.yaml")]
 
 
 @functools.cache
-def script_server() -> subprocess.Popen[str]:
-    """The process that starts scripts for the tests of this one; it ends when this one closes its input, by ending."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "script_server.py")],
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def with_libraries() -> Any:
+    """What starts processes of one thread that have the libraries imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(script_process.LIBRARIES)
+    with unittest.mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        multiprocessing.forkserver.ensure_running()
+    return context
 
 
 def run_script(
@@ -62,12 +62,13 @@ def run_script(
         )
     else:
         with tempfile.NamedTemporaryFile("r+") as stdout, tempfile.NamedTemporaryFile("r+") as stderr:
-            request = {"script": command[0], "words": command[1:], "folder": str(ROOT)}
-            request |= {"stdout": stdout.name, "stderr": stderr.name}
-            server = script_server()
-            print(json.dumps(request), file=server.stdin, flush=True)
+            process = with_libraries().Process(
+                target=script_process.run, args=(command, str(ROOT), stdout.name, stderr.name)
+            )
+            process.start()
+            process.join()
             done = subprocess.CompletedProcess(
-                [sys.executable, *command], int(server.stdout.readline()), stdout.read(), stderr.read()
+                [sys.executable, *command], process.exitcode, stdout.read(), stderr.read()
             )
     if ok:
         assert done.returncode == 0, done.stdout + done.stderr

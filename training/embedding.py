@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets import Prepared, WordSequences
@@ -30,7 +30,7 @@ def embed_pairs(
     """
     numbers, image_of_row = np.unique(data.images.of_pair[rows], return_inverse=True)
     x = embed_images(model, images, numbers, size, precision, device)
-    y = embed_texts(model, data, rows, size, precision, device)
+    y = embed_texts(model.texts, data, rows, size, precision, device)
     return x[torch.from_numpy(image_of_row).to(device)], y
 
 
@@ -61,13 +61,13 @@ def embed_images(
 
 @torch.no_grad()
 def embed_texts(
-    model: TwoStream, data: WordSequences, rows: np.ndarray, size: int, precision: str, device: torch.device
+    encoder: nn.Module, data: WordSequences, rows: np.ndarray, size: int, precision: str, device: torch.device
 ) -> Tensor:
     """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the texts `rows` (R,), each with a word, `size` in a batch.
 
-    Texts of the same words are encoded once.
+    `encoder` is a text encoder, from words (B, L) and lengths (B,). Texts of the same words are encoded once.
     """
-    model.eval()
+    encoder.eval()
     first, of_row = distinct_texts(data, rows)
     rows = rows[first]
     # Texts of like length share a batch, which leaves little padding.
@@ -76,7 +76,7 @@ def embed_texts(
     for start in tqdm(range(0, len(rows), size), desc="texts", unit="batch", leave=False, disable=None):
         tokens, lengths = data.texts(rows[by_length[start : start + size]])
         with autocast(precision, device):
-            y.append(model.texts(tokens.to(device), lengths))
+            y.append(encoder(tokens.to(device), lengths))
     in_order = np.argsort(by_length)[of_row]
     return torch.cat(y)[torch.from_numpy(in_order).to(device)]
 

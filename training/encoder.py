@@ -107,7 +107,7 @@ class RunEncoder:
         )
         vectors = np.full((len(texts), *self.shape), np.nan, dtype=np.float32)
         if len(usable := np.flatnonzero(lengths)):
-            vectors[usable] = embed_texts(self.model, sequences, usable, *self._batches).cpu().numpy()
+            vectors[usable] = embed_texts(self.model.texts, sequences, usable, *self._batches).cpu().numpy()
         unknown, no_word = "no word of it is in the vocabulary", "it has only stop words and short words"
         return vectors, {int(row): unknown if words[row] else no_word for row in np.flatnonzero(lengths == 0)}
 

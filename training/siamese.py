@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.registry import TEXT_ENCODERS
 from pipeline.settings import Settings
 from text_space.neighbors import exact_neighbors, on_sphere
+from training.embedding import embed_texts
 from training.fine_grained import Relevance, likeness
 
 FIRST_SCALE = 10.0  # of the cosine: sigmoid(±10) are clear answers, and 5 is a clear one for what is half alike
@@ -115,23 +116,6 @@ def train_network(
     return {"epochs": epoch, "best_epoch": best_epoch, "best_val_loss": best_loss}
 
 
-@torch.no_grad()
-def embed_texts(
-    network: SiameseNetwork, data: Prepared, rows: np.ndarray, settings: Settings, device: torch.device
-) -> Tensor:
-    """Vectors (R, D) float32, on the CPU, of the texts of the pairs `rows` (R,), in eval mode."""
-    network.eval()
-    size = settings.siamese.batch_size
-    vectors = torch.empty(len(rows), settings.siamese.dimensions)
-    by_length = np.argsort(np.diff(data.offsets)[rows], kind="stable")  # leaves little padding
-    starts = range(0, len(rows), size)
-    for start in tqdm(starts, desc="siamese vectors", unit="batch", leave=False, disable=None):
-        some = by_length[start : start + size]
-        tokens, lengths = data.texts(rows[some])
-        vectors[torch.from_numpy(some)] = network.embed(tokens.to(device), lengths).float().cpu()
-    return vectors
-
-
 # Measuring
 
 
@@ -148,7 +132,9 @@ class HeldOut:
 
     def loss(self, network: SiameseNetwork, data: Prepared, settings: Settings, device: torch.device) -> float:
         """The network's `balanced_loss`."""
-        logits = self.logits(network, embed_texts(network, data, self.rows, settings, device))
+        size = settings.siamese.batch_size
+        vectors = embed_texts(network.encoder, data, self.rows, size, "float32", device)
+        logits = self.logits(network, vectors.cpu())
         return balanced_loss(logits, torch.from_numpy(self.alike), torch.from_numpy(self.unlike)).item()
 
     @staticmethod

@@ -16,6 +16,7 @@ from datasets import load_prepared
 from models import build_model
 from pipeline.command_line import make_parser, parse_settings
 from pipeline.settings import Settings, checked_tree, load_settings, mistakes, replaced, validated
+from training.embedding import embed_texts
 from training.fine_grained import Relevance, likeness, train_relevance
 from training.image_sources import image_source
 from training.runs import Weights
@@ -26,7 +27,6 @@ from training.siamese import (
     best_threshold,
     build_network,
     cosines,
-    embed_texts,
     held_out,
     measure,
 )
@@ -383,7 +383,7 @@ def test_embedding_leaves_the_order_of_the_rows(prepared: Path) -> None:
     data = load_prepared(settings)
     siamese = build_network(settings, np.load(prepared / "doc2vec" / "word_vectors.npy"))
     rows = data.rows["test"][::-1]
-    together = embed_texts(siamese, data, rows, settings, torch.device("cpu"))
+    together = embed_texts(siamese.encoder, data, rows, 32, "float32", torch.device("cpu"))
     for place, row in enumerate(rows):
         torch.testing.assert_close(siamese.embed(*data.texts(np.array([row])))[0], together[place])
 
