@@ -308,7 +308,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
             cells += [f"{figures['searched_rows']:,}", f"{figures['search_seconds']:,} s"]
             cells += [figures["ef_search"], f"{figures['recall']:.4f}"]
         else:
-            cells += [f"{figures['rows']:,} (exact)", "", "", "", "", ""]
+            cells += [f"{figures['rows']:,} ({figures['method']})", "", "", "", "", ""]
         print(f"| {' | '.join(map(str, cells))} |")
     print(f"\n{', '.join(sorted({result['cpu'] for result in results}))}")
 

@@ -1,6 +1,7 @@
 """A script as a process of its own, started as a fork of one that has imported the libraries already."""
 
 import atexit
+import multiprocessing
 import os
 import runpy
 import sys
@@ -25,6 +26,7 @@ def run(words: list[str], folder: str, stdout: str, stderr: str) -> None:
         os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY), number)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.chdir(folder)
+    multiprocessing.set_start_method(None, force=True)  # a script starts its workers as Python does by default
     sys.argv, sys.path[0] = words, os.path.dirname(words[0])
     try:
         runpy.run_path(words[0], run_name="__main__")

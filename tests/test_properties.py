@@ -295,7 +295,7 @@ def test_any_flags_are_taken_or_refused(tmp_path: Path, flags: list[tuple[str, s
 
 
 RIGHT: dict[Any, st.SearchStrategy] = {
-    int: st.integers(2, 100),
+    int: st.integers(10, 60),
     float: st.floats(0.01, 0.4),
     bool: st.booleans(),
     list[int]: st.lists(st.integers(2, 9), min_size=2, max_size=2),

@@ -67,7 +67,7 @@ def test_benchmark(tmp_path: Path) -> None:
     run_script("benchmarks/scale.py", *words[:4], "--folder", tmp_path / "other", "--query-sample", "50", *words[-2:])
     whole, sample = map(json.loads, results.read_text().splitlines())
     assert all(step["seconds"] > 0 and step["peak_anonymous_gb"] > 0.03 for step in whole["steps"].values())
-    assert whole["steps"]["knn_document_features.py"]["figures"]["method"] == "exact"
+    assert whole["steps"]["knn_document_features.py"]["figures"]["method"] == "hnsw"
     assert sample["steps"]["knn_document_features.py"]["figures"]["searched_rows"] == 50
     assert not (tmp_path / "work").exists()
     shown = run_script("benchmarks/scale.py", "--table", "--results", results).stdout
