@@ -17,7 +17,6 @@ from pipeline.files import written_whole
 from pipeline.pairs import SCHEMA, SPLITS, distinct, numbered
 from pipeline.settings import Dataset, is_unicode
 from readers.published import LINK, Row
-from text_space.near_duplicates import near_duplicates
 
 PUBLISHED = pa.schema([(name, pa.string()) for name in "label image_path text image_id category split".split()])
 """The published table. It keeps rejected rows too: a row's position says which one it was."""
@@ -183,6 +182,8 @@ def near_duplicate_texts(
     table: pa.Table, rejected: dict[int, Rejection], dataset: Dataset, unfinished: Path
 ) -> dict[int, Rejection]:
     """Rows whose text nearly repeats an earlier one, or one in a published val or test split. Those are kept."""
+    from text_space.near_duplicates import near_duplicates  # datasketch takes half a second to import
+
     rows = np.flatnonzero(remaining(table, rejected))
     images = numbered(table["image_id"])
     held_out = is_in_split(table, ("val", "test"))
