@@ -3,9 +3,9 @@
     python compare_runs.py work/openclipart/runs/l_i2t_l_sym_1_l_img_0_l_text_0-seed=0 \\
         work/openclipart/runs/l_i2t_l_sym_1_l_img_0_3_l_text_0_2-seed=0
 
-Reads each run's metrics.json and queries.parquet (evaluate.py). A difference is over the same test pairs. Its 95 %
-bootstrap interval is over their images: it says nothing of other trainings. For intervals over seeds see
-reproduce_tables.py.
+Reads each run's metrics.json, queries.parquet and scores.parquet (evaluate.py). A difference is over the same test
+pairs. Its 95 % bootstrap interval is over their images: it says nothing of other trainings. For intervals over seeds
+see reproduce_tables.py.
 """
 
 import argparse
@@ -18,28 +18,30 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from reporting.figures import RunScores
 
 
 def main(argv: list[str] | None = None) -> None:
     runs = parse_arguments(argv).runs
 
-    from reporting.figures import difference, read_figures, read_queries
+    from reporting.figures import RunScores, read_figures
 
     figures = [read_figures(run) for run in runs]
-    queries = [read_queries(run) for run in runs]
-    check_same_pairs(runs, queries)
+    scores = [RunScores(run) for run in runs]
+    check_same_pairs(runs, scores)
 
     for number, run in enumerate(runs):
         print(f"[{number}] {run.name}")
     header = "".join(f"{f'[{number}]':>9}" for number in range(len(runs)))
     header += "".join(f"{f'[{number}] - [0]':>26}" for number in range(1, len(runs)))
     names = [name for name in figures[0] if all(name in other for other in figures)]
+    if not names:
+        raise UserError(f"the runs have no figure in common; run evaluate.py --run {runs[0]} again, on more pairs")
     width = max(map(len, names))
     print(f"{'':{width}}{header}{'chance':>10}")
     for name in names:
         cells = [f"{of_run[name]['value']:9.4f}" for of_run in figures]
-        cells += [f"{difference(queries[0], other, name):>26}" for other in queries[1:]]
+        cells += [f"{other.difference(scores[0], name):>26}" for other in scores[1:]]
         print(f"{name:{width}}{''.join(cells)}{figures[0][name]['chance']:10.4f}")
 
 
@@ -50,16 +52,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check_same_pairs(runs: Sequence[Path], queries: Sequence["pa.Table"]) -> None:
+def check_same_pairs(runs: Sequence[Path], scores: Sequence["RunScores"]) -> None:
     """Raise UserError where a run was trained on another dataset, or evaluated on other pairs, than the first."""
     datasets = [read_json(run / "inputs.json").get("pairs.parquet") for run in runs]
-    for run, dataset, table in zip(runs, datasets, queries, strict=True):
+    for run, dataset, of_run in zip(runs, datasets, scores, strict=True):
         if dataset != datasets[0]:
             raise UserError(
                 f"{run} and {runs[0]} were trained on different pairs.parquet, so no figure is over the same pairs; "
                 "compare runs of one WORK"
             )
-        if not table["pair"].equals(queries[0]["pair"]):
+        if not of_run.has_same_pairs(scores[0]):
             raise UserError(f"{run} was evaluated on other pairs than {runs[0]}; evaluate both on the same split")
 
 

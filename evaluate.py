@@ -7,7 +7,8 @@ measured (--evaluation.kway [5,20]), training.device and training.workers; all e
 writes to the run's folder:
 
 - metrics.json: every metric with its 95 % interval and its value by chance;
-- queries.parquet: what each pair scored, for paired comparisons of runs;
+- queries.parquet: what each pair scored, and scores.parquet: what each query scored where these are other than the
+  pairs, for paired comparisons of runs;
 - TensorBoard: the metrics, precision over recall and over scope where there are categories, and embeddings of some
   pairs for its projector.
 """
@@ -19,7 +20,7 @@ import numpy as np
 
 from pipeline.command_line import make_parser, parse_settings, peek, run_script, say_next
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_array, read_json, write_json, written_whole
+from pipeline.files import fingerprint, read_array, read_json, write_json
 from pipeline.schema import EVALUATION
 from pipeline.settings import Settings, flatten, names_shaping, select
 from pipeline.work import Work
@@ -34,14 +35,12 @@ FREE = ("evaluation.", "training.device", "training.workers")
 def main(argv: list[str] | None = None) -> None:
     run, settings = run_and_settings(sys.argv[1:] if argv is None else argv)
 
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from datasets import load_prepared
     from metrics import EmbeddedPairs
     from pipeline.devices import choose_device, use_precision
     from pipeline.pairs import load_images
     from reporting.evaluation import measure, print_table, write_scalars
+    from reporting.figures import QUERIES, SCORES, write_scores
     from reporting.precision_curves import precision_curves
     from training import tensorboard_pages
     from training.embedding import embed_split
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.runs import load_model
 
     split = settings.evaluation.split
-    stamp, outputs = run / "evaluate.json", [run / "metrics.json", run / "queries.parquet"]
+    stamp, outputs = run / "evaluate.json", [run / name for name in ("metrics.json", QUERIES, SCORES)]
     shaping = {
         "settings": select(settings, SHAPING),
         "checkpoint": fingerprint(run / "best.pt"),
@@ -76,8 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(rows):,} {split} pairs of {images:,} images, {unused:,} pairs without a known word left out")
     print_table(figures)
     epoch = read_json(run / "run.json")["best_epoch"]
-    with written_whole(outputs[1]) as temporary_path:
-        pq.write_table(pa.table({"pair": rows, "image_id": groups, **scores}), temporary_path)
+    write_scores(run, rows, groups, scores)
     of_split = {"split": split, "pairs": len(rows), "pairs_without_known_word": unused, "epoch": epoch}
     write_json(outputs[0], {**of_split, "figures": figures})
     write_scalars(run, figures, precision_curves(pairs), split, epoch)

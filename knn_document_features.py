@@ -4,9 +4,11 @@
 
 Reads pairs.parquet and step 2's outputs in WORK. Writes into WORK/neighbors/<space> rows.npy (int32, the train pairs
 whose text has a known word), indices.npy (int32, rows x k, pair numbers, nearest first, -1 where there are fewer) and
-distances.npy (float32, rows x k, inf where there is none). Left out are the pair itself, pairs of its image, and pairs
-whose text has the same words.
+distances.npy (float32, rows x k, inf where there is none). Prints whether the neighbors can help. Left out are the pair
+itself, pairs of its image, and pairs whose text has the same words.
 """
+
+from typing import TYPE_CHECKING
 
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.errors import UserError
@@ -20,8 +22,12 @@ from pipeline.steps import (
     is_up_to_date,
     making,
     require,
+    what_changed,
 )
 from pipeline.work import Work
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LARGEST_K_FILLED_UP = 10_000
 """A k above this, and above the number of texts, is a mistake that would only fill memory with -1."""
@@ -43,9 +49,10 @@ def find_and_write(settings: Settings, work: Work) -> None:
     import numpy as np  # these take a second to import: a mistake in a flag is told before
 
     from pipeline.files import read_array
-    from pipeline.pairs import distinct, numbered, read_pairs, rows_of_split
-    from text_space.neighbors import category_share, find_neighbors
+    from pipeline.pairs import SPLITS, distinct, numbered, read_pairs, rows_of_split
+    from text_space.neighbors import find_neighbors
     from text_space.table import rows_of, same_words, show_texts, write_table
+    from text_space.verdict import better_k
 
     k = settings.neighbors.k
     pairs = read_pairs(work.folder, ["image_id", "category", "split"])
@@ -64,12 +71,50 @@ def find_and_write(settings: Settings, work: Work) -> None:
         print(in_words(how, len(rows)))
         numbers, names = distinct(pairs["category"].fill_null(""))
         categories = np.where(np.array([name != "" for name in names])[numbers], numbers, -1)[rows]
-        share, chance = category_share(found.positions, categories)
-        if np.isfinite(share):
-            figures.update(category_share=round(share, 4), category_chance=round(chance, 4))
-            print(f"{share:.3f} of the {min(k, 20)} nearest texts have the text's category; by chance {chance:.3f}")
+        figures.update(verdict(settings, found.positions, categories, rows, groups[0]))
+        lengths = np.diff(offsets)
+        left = ", ".join(f"{(lengths[rows_of_split(pairs, split)] > 0).sum():,} of {split}" for split in SPLITS)
+        print(f"pairs whose text has a known word: {left}")
+        if smaller := better_k(k, len(rows)):
+            print(f"neighbors.k is {k}, above a twentieth of the train texts; {smaller} would suit")
         show_texts(read_pairs(work.folder, ["text"])["text"], rows, found, settings.seed)
         write_table(work.neighbors(settings.neighbors.space), rows, found)
+
+
+def verdict(
+    settings: Settings, positions: "np.ndarray", categories: "np.ndarray", rows: "np.ndarray", images: "np.ndarray"
+) -> dict[str, float]:
+    """Print whether the neighbors can help, and return the figures: by category, else by features of the images.
+
+    positions: (R, k) of the neighbors. categories: (R,) numbers, -1 for none. rows: (R,) pair numbers. images: (R,)
+    image numbers.
+    """
+    from pipeline.files import read_array
+    from text_space.neighbors import category_share
+    from text_space.verdict import NEAR_IMAGES, agreement, by_category, by_images
+
+    work, first, seed = Work(settings.work_folder), min(settings.neighbors.k, 20), settings.seed
+    if found := agreement(positions[:, :first], by_category(categories), seed):
+        share, chance = category_share(positions, categories)
+        found = found._replace(share=share, chance=chance)
+        name, said = "category", f"{share:.3f} of the {first} nearest texts have the text's category"
+    elif settings.neighbors.space != "images" and what_changed(EXTRACT_IMAGES, settings) is None:
+        found = agreement(positions[:, :2], by_images(read_array(work.image_vectors)[rows], images, seed), seed)
+        if not found:
+            return {}
+        name, said = "images", f"{found.share:.3f} of the 2 nearest texts have an image among the nearest"
+        said += f" {NEAR_IMAGES:.0%} of the text's own image"
+    else:
+        print("whether the neighbors can help is not known; extract_image_features.py, run before this step, tells it")
+        return {}
+    print(f"{said}; {found}")
+    if not found.is_above_chance:
+        print(
+            "warning: that is no more than chance gives, so L_img and L_text cannot help; see the texts below, and "
+            "change doc2vec.mode, doc2vec.epochs, doc2vec.min_count or neighbors.space"
+        )
+    interval = {f"{name}_chance_low": round(found.low, 4), f"{name}_chance_high": round(found.high, 4)}
+    return {f"{name}_share": round(found.share, 4), f"{name}_chance": round(found.chance, 4), **interval}
 
 
 def demand_enough(texts: int, k: int, work: Work) -> None:

@@ -84,8 +84,7 @@ def all_preserved_shares(
     group = torch.from_numpy(groups).to(vectors[0].device)
     galleries = [Gallery(space) for space in vectors]
     shares = np.empty((len(spaces), len(ks), n))
-    widest = max(gallery.width(space) for gallery, space in zip(galleries, vectors, strict=True))
-    for rows in blocks(n, widest):
+    for rows in blocks(n, max(map(Gallery.width, galleries, vectors))):
         scores, nearest = _nearest(galleries[0], vectors[0], group, rows, max(ks))
         for i, (gallery, space) in enumerate(zip(galleries[1:], vectors[1:], strict=True)):
             own_scores, own_nearest = _nearest(gallery, space, group, rows, max(ks))
@@ -233,7 +232,7 @@ WAYS = ("image_to_text", "text_to_image")
 
 
 class NotMeasurable(Exception):
-    """A metric is not defined on these pairs. The message is one line for the user."""
+    """A metric is not defined on these pairs; the message says why."""
 
 
 class ByCategory(NamedTuple):
@@ -300,7 +299,7 @@ class EmbeddedPairs:
 
 
 class Scores(NamedTuple):
-    """What each query scored. Their mean is the metric's value."""
+    """What each query scored. Their mean is the metric's value, or their median where `Metric.is_median`."""
 
     values: np.ndarray
     """(q,) float64."""
@@ -325,6 +324,8 @@ class Metric:
     higher_is_better: bool = True
     is_share: bool = True
     """Whether it lies between 0 and 1."""
+    is_median: bool = False
+    """Whether it is the median of the scores, rounded down as in VSE++."""
     every_epoch: bool = False
     """Whether training computes it on the validation split after every epoch."""
     as_measured: Callable[[EmbeddedPairs], "Metric"] | None = None
@@ -340,10 +341,11 @@ class Metric:
         """For people: `5-way Recall@1, image to text`."""
         return f"{self.label}, {self.direction.replace('_', ' ')}"
 
-    def value(self, pairs: EmbeddedPairs) -> float:
-        """The number. May raise NotMeasurable."""
-        scores = self.compute(pairs)
-        return float(scores.values.mean()) if isinstance(scores, Scores) else scores
+    def value(self, scores: Scores | float) -> float:
+        """The number, of what `compute` gave."""
+        if not isinstance(scores, Scores):
+            return scores
+        return float(np.floor(np.median(scores.values)) if self.is_median else scores.values.mean())
 
 
 def kway_recalls(evaluation: Evaluation) -> Iterator[Metric]:
@@ -368,20 +370,20 @@ def full_gallery_recalls(evaluation: Evaluation) -> Iterator[Metric]:
 
     def recall(k: int, way: str) -> Metric:
         def compute(pairs: EmbeddedPairs) -> Scores:
+            if pairs.ranks[way].recall_chance(k) == 1:
+                raise NotMeasurable(f"Recall@{k} is left out: the gallery has no more items")
             return Scores((pairs.ranks[way].best <= k).astype(float), pairs.ranks[way].best_groups)
 
         return Metric(f"recall_at_{k}", f"Recall@{k}", way, compute, lambda pairs: pairs.ranks[way].recall_chance(k))
 
     def median(way: str) -> Metric:
-        return Metric(
-            "median_rank",
-            "median rank",
-            way,
-            lambda pairs: float(np.floor(np.median(pairs.ranks[way].best))),
-            lambda pairs: pairs.ranks[way].median_rank_chance(),
-            higher_is_better=False,
-            is_share=False,
-        )
+        def compute(pairs: EmbeddedPairs) -> Scores:
+            return Scores(pairs.ranks[way].best.astype(float), pairs.ranks[way].best_groups)
+
+        def chance(pairs: EmbeddedPairs) -> float:
+            return pairs.ranks[way].median_rank_chance()
+
+        return Metric("median_rank", "median rank", way, compute, chance, False, is_share=False, is_median=True)
 
     for way in WAYS:
         yield from (recall(k, way) for k in evaluation.recall_at)

@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.pairs import read_pairs, rows_of_split
     from text_space.doc2vec import epochs_kept, save_model, start_word_vectors, text_batches, train, write_corpus
     from text_space.tokenizer import SPECIAL_WORDS, Tokenizer, stop_words, train_punkt
+    from text_space.verdict import FEW_KNOWN_WORDS, better_min_count
 
     require(PREPARE, settings)
     if is_up_to_date(TRAIN_DOC2VEC, settings):
@@ -66,11 +67,19 @@ def main(argv: list[str] | None = None) -> None:
         figures["texts_without_words"] = count - lines
         figures["words"] = model.corpus_total_words
         figures["vocabulary"] = len(model.wv)
+        known = sum(model.wv.get_vecattr(word, "count") for word in model.wv.index_to_key)
+        figures["known_share"] = round(known / figures["words"], 4)
         figures["words_per_second"] = round(model.corpus_total_words * epochs / seconds)
         print(
             f"{count:,} texts ({count - lines:,} without a word), {figures['words']:,} words, a vocabulary of "
-            f"{figures['vocabulary']:,}; {figures['words_per_second']:,} words a second"
+            f"{figures['vocabulary']:,} that knows {figures['known_share']:.2f} of them; "
+            f"{figures['words_per_second']:,} words a second"
         )
+        if figures["known_share"] < FEW_KNOWN_WORDS:
+            with corpus.open(encoding="utf-8") as texts_as_words:
+                smaller, share = better_min_count(texts_as_words, settings.doc2vec.min_count)
+            if smaller < settings.doc2vec.min_count:
+                print(f"doc2vec.min_count {smaller} would know {share:.2f} of the words")
 
 
 if __name__ == "__main__":

@@ -8,19 +8,30 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import metrics
-from metrics import EmbeddedPairs
+from metrics import EmbeddedPairs, Scores
 from pipeline.schema import Evaluation
 from reporting.figures import Figure, bootstrap_interval
 from reporting.precision_curves import Curves
 
+MIN_IMAGES = 10
+"""Images below which no figure is given: by chance alone a few queries are all right, or all wrong."""
 
-def measure(pairs: EmbeddedPairs, evaluation: Evaluation, seed: int) -> tuple[dict[str, Figure], dict[str, np.ndarray]]:
-    """Every metric's value, 95 % interval and value by chance; and what each pair scored in those that score pairs.
 
-    Metrics that are not defined on these pairs are left out; why is printed. seed: of the bootstrap.
+def measure(pairs: EmbeddedPairs, evaluation: Evaluation, seed: int) -> tuple[dict[str, Figure], dict[str, Scores]]:
+    """Every metric's value, 95 % interval and value by chance; and what each query scored.
+
+    Metrics that are not defined on these pairs are left out, and all of them where there are fewer than MIN_IMAGES
+    images; why is printed. seed: of the bootstrap.
     """
+    images = len(np.unique(pairs.groups))
+    if images < MIN_IMAGES:
+        print(
+            f"warning: the split has {images} images with a known word, and no figure means anything below "
+            f"{MIN_IMAGES}: all are left out; prepare more pairs, or evaluate another split (--evaluation.split)"
+        )
+        return {}, {}
     figures: dict[str, Figure] = {}
-    scores_of_pairs: dict[str, np.ndarray] = {}
+    scores_of: dict[str, Scores] = {}
     left_out: list[str] = []
     asked_for = metrics.registered(evaluation).values()
     for asked in tqdm(asked_for, desc="measuring", unit="metric", leave=False, disable=None):
@@ -34,28 +45,29 @@ def measure(pairs: EmbeddedPairs, evaluation: Evaluation, seed: int) -> tuple[di
         except metrics.NotMeasurable as why:
             left_out.append(str(why))
             continue
-        chance = metric.chance(pairs)
-        if not isinstance(scores, metrics.Scores):
-            figures[metric.name] = {"value": scores, "chance": chance}
-            continue
-        groups = pairs.groups if scores.groups is None else scores.groups
-        low, high = bootstrap_interval(scores.values, groups, resamples=evaluation.bootstrap, seed=seed)
-        figures[metric.name] = {"value": float(scores.values.mean()), "low": low, "high": high, "chance": chance}
-        if scores.groups is None:
-            scores_of_pairs[metric.name] = scores.values
+        value, chance = metric.value(scores), metric.chance(pairs)
+        figures[metric.name] = {"value": value, "chance": chance}
+        if isinstance(scores, Scores):
+            groups = pairs.groups if scores.groups is None else scores.groups
+            low, high = bootstrap_interval(
+                scores.values, groups, resamples=evaluation.bootstrap, seed=seed, median=metric.is_median
+            )
+            figures[metric.name] = {"value": value, "low": low, "high": high, "chance": chance}
+            scores_of[metric.name] = scores
     for reason in dict.fromkeys(left_out):
         print(reason)
-    return figures, scores_of_pairs
+    return figures, scores_of
 
 
 def print_table(figures: Mapping[str, Figure]) -> None:
     """The figures, a line each."""
+    if not figures:
+        return
     width = max(map(len, figures))
     print(f"{'':{width}}   value   95 % interval    chance")
     for name, figure in figures.items():
         interval = f"{figure['low']:.4f} {figure['high']:.4f}" if "low" in figure else " " * 13
-        value = f"{figure['value']:.4f}" if "low" in figure else f"{figure['value']:.1f}"
-        print(f"{name:{width}}  {value:>6}   {interval}   {figure['chance']:.4f}")
+        print(f"{name:{width}}  {figure['value']:6.4f}   {interval}   {figure['chance']:.4f}")
 
 
 def write_scalars(run: Path, figures: Mapping[str, Figure], curves: Curves, split: str, epoch: int) -> None:

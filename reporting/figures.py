@@ -6,7 +6,7 @@ where it has one) and `chance`.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metrics import Metric, registered
+from metrics import Metric, Scores, registered
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_json
+from pipeline.files import fingerprint, read_json, written_whole
 from pipeline.schema import Evaluation
 from ranking import Labels, Matrix, as_array, group_codes
 
@@ -32,27 +32,63 @@ def bootstrap_interval(
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    median: bool = False,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values`, (low, high).
+    """Percentile bootstrap interval of the mean of `values`, or of their median rounded down: (low, high).
 
     Whole groups are drawn, with all of their values (a cluster bootstrap): the captions of one image are not
     independent. values: (n,). groups: (n,); None: all differ. Raises ValueError for other shapes, no values, values
     that are not finite, resamples < 1 and a confidence outside (0, 1).
     """
     values = as_array(values).astype(np.float64)
-    groups = group_codes(groups, len(values))
+    codes = group_codes(groups, len(values))
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise ValueError(f"values must be (n,), n > 0, and finite, got shape {values.shape}")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     _check_confidence(confidence)
-    sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
+    return _interval(_resampled(values, codes, int(codes.max()) + 1, resamples, seed, median), confidence)
+
+
+def difference_interval(
+    ours: tuple[np.ndarray, np.ndarray],
+    baseline: tuple[np.ndarray, np.ndarray],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    median: bool = False,
+) -> tuple[float, float]:
+    """95 % interval of the mean (or median) of `ours` less that of `baseline`: both take the same drawn groups.
+
+    ours, baseline: values (n,) and their groups (n,). The queries may differ. The groups are the same.
+    """
+    _, codes = np.unique(np.concatenate([ours[1], baseline[1]]), return_inverse=True)
+    sides = zip((ours[0], baseline[0]), np.split(codes, [len(ours[1])]), strict=True)
+    first, second = (_resampled(values, own, int(codes.max()) + 1, resamples, seed, median) for values, own in sides)
+    return _interval(first - second, 0.95)
+
+
+def _resampled(
+    values: np.ndarray, codes: np.ndarray, groups: int, resamples: int, seed: int, median: bool
+) -> np.ndarray:
+    """Mean, or median rounded down, of `values` (n,) in every resample of the groups numbered `codes` (n,)."""
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
+    sums, counts = np.bincount(codes, values, groups), np.bincount(codes, minlength=groups)
+    order = np.argsort(values, kind="stable")
+    found = np.empty(resamples)
     for i in range(resamples):
-        drawn = rng.integers(len(sums), size=len(sums))
-        means[i] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+        drawn = rng.integers(groups, size=groups)
+        if median:
+            upto = np.cumsum(np.bincount(drawn, minlength=groups)[codes[order]])
+            middle = np.searchsorted(upto, [(upto[-1] - 1) // 2, upto[-1] // 2], side="right")
+            found[i] = np.floor(values[order[middle]].mean())
+        else:
+            found[i] = sums[drawn].sum() / counts[drawn].sum()
+    return found
+
+
+def _interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
@@ -78,6 +114,8 @@ def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
 
+
+QUERIES, SCORES = "queries.parquet", "scores.parquet"
 
 # --- Files of a run --------------------------------------------------------------------------------------------------
 
@@ -113,18 +151,56 @@ def _stamp(run: Path) -> dict[str, Any]:
     return stamp if isinstance(stamp, dict) else {}
 
 
-def read_queries(run: Path) -> pa.Table:
-    """What each pair scored in a run; raises UserError where that is missing or broken."""
-    try:
-        return pq.read_table(run / "queries.parquet")
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {run / 'queries.parquet'} ({error}); run evaluate.py --run {run} again") from None
+def write_scores(run: Path, rows: np.ndarray, groups: np.ndarray, scores: Mapping[str, Scores]) -> None:
+    """Write what each query scored: queries.parquet where the pairs are the queries, else scores.parquet.
+
+    rows, groups: (R,) pair numbers and image numbers.
+    """
+    of_pairs = {name: of_metric.values for name, of_metric in scores.items() if of_metric.groups is None}
+    others = {name: of_metric for name, of_metric in scores.items() if of_metric.groups is not None}
+    tables = {
+        QUERIES: pa.table({"pair": rows, "image_id": groups, **of_pairs}),
+        SCORES: pa.table(
+            {
+                "metric": pa.array((name for name, of in others.items() for _ in of.values), pa.string()),
+                "image_id": np.concatenate([np.empty(0, np.int64), *(of.groups for of in others.values())]),
+                "score": np.concatenate([np.empty(0), *(of.values for of in others.values())]),
+            }
+        ),
+    }
+    for name, table in tables.items():
+        with written_whole(run / name) as temporary_path:
+            pq.write_table(table, temporary_path)
 
 
-def difference(baseline: pa.Table, other: pa.Table, name: str) -> str:
-    """Mean difference of a metric over the same pairs with its 95 % interval; empty where pairs have no scores."""
-    if name not in baseline.column_names:
-        return ""
-    differences = other[name].to_numpy() - baseline[name].to_numpy()
-    low, high = bootstrap_interval(differences, baseline["image_id"].to_numpy())
-    return f"{np.mean(differences):+.4f} [{low:+.4f} {high:+.4f}]"
+class RunScores:
+    """What the queries of an evaluated run scored. Raises UserError where that is missing or broken."""
+
+    def __init__(self, run: Path) -> None:
+        try:
+            self.of_pairs, others = (pq.read_table(run / name) for name in (QUERIES, SCORES))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"cannot read the scores of {run} ({error}); run evaluate.py --run {run} again") from None
+        self.metrics = read_metrics(run)
+        images = self.of_pairs["image_id"].to_numpy()
+        self._scores = {
+            name: (self.of_pairs[name].to_numpy(), images)
+            for name in self.of_pairs.column_names
+            if name not in ("pair", "image_id")
+        }
+        names, images, values = (others[column].to_numpy() for column in ("metric", "image_id", "score"))
+        self._scores |= {name: (values[names == name], images[names == name]) for name in dict.fromkeys(names)}
+
+    def has_same_pairs(self, other: "RunScores") -> bool:
+        """Whether both runs were evaluated on the same pairs."""
+        return self.of_pairs["pair"].equals(other.of_pairs["pair"])
+
+    def difference(self, baseline: "RunScores", name: str) -> str:
+        """Difference of a metric from that of `baseline`, with its paired 95 % interval over images; or empty."""
+        if name not in self._scores or name not in baseline._scores:
+            return ""
+        median = name in self.metrics and self.metrics[name].is_median
+        ours, theirs = self._scores[name], baseline._scores[name]
+        low, high = difference_interval(ours, theirs, median=median)
+        value = np.subtract(*(np.floor(np.median(of)) if median else of.mean() for of in (ours[0], theirs[0])))
+        return f"{value:+.4f} [{low:+.4f} {high:+.4f}]"

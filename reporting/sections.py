@@ -19,7 +19,7 @@ from ranking import nearest, rank_of_own
 from reporting import plots
 from reporting.answers import near_words
 from reporting.compared_runs import ComparedRuns
-from reporting.figures import difference, read_queries
+from reporting.figures import RunScores
 from training.proximity import doc2vec_neighbors, pair_distances
 from training.runs import read_run
 
@@ -181,9 +181,9 @@ def figures(runs: ComparedRuns, _: Options) -> dict[str, Any]:
     names = list(dict.fromkeys(name for of_run in measured if of_run for name in of_run))
     differences: dict[str, str] = {}
     if len(measured) == 2 and all(measured):
-        queries = [read_queries(encoder.run) for encoder in runs.encoders]
-        if queries[0]["pair"].equals(queries[1]["pair"]):
-            differences = {name: difference(queries[1], queries[0], name) for name in names}
+        ours, baseline = (RunScores(encoder.run) for encoder in runs.encoders)
+        if ours.has_same_pairs(baseline):
+            differences = {name: ours.difference(baseline, name) for name in names}
     table = [
         {
             "name": runs.metrics[name].title if name in runs.metrics else name.replace("_", " "),

@@ -41,4 +41,4 @@ def validation_loss(objective: Objective, x: Tensor, y: Tensor, rows: np.ndarray
 def measure(metrics: Iterable[Metric], x: Tensor, y: Tensor, rows: np.ndarray, data: Prepared) -> dict[str, float]:
     """Every metric of the pairs `rows` (R,) by name. x, y: as for `validation_loss`."""
     pairs = EmbeddedPairs(x, y, data.image_ids[rows], data.categories[rows])
-    return {metric.name: metric.value(pairs) for metric in metrics}
+    return {metric.name: metric.value(metric.compute(pairs)) for metric in metrics}

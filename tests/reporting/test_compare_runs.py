@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import compare_runs
+from metrics import Scores
 from pipeline.errors import UserError
 from pipeline.files import fingerprint
+from reporting.figures import write_scores
 
 
 def evaluated(run: Path, scores: list[float], dataset: str = "one") -> Path:
@@ -22,7 +22,7 @@ def evaluated(run: Path, scores: list[float], dataset: str = "one") -> Path:
     figure = {"value": float(np.mean(scores)), "chance": 0.5}
     (run / "metrics.json").write_text(json.dumps({"figures": {"score": figure}}))
     pairs = np.arange(len(scores))
-    pq.write_table(pa.table({"pair": pairs, "image_id": pairs, "score": scores}), run / "queries.parquet")
+    write_scores(run, pairs, pairs, {"score": Scores(np.array(scores))})
     return run
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from reporting.figures import bootstrap_interval, paired_t_interval
+from reporting.figures import bootstrap_interval, difference_interval, paired_t_interval
 
 
 def gaussian(n: int, seed: int) -> np.ndarray:
@@ -74,3 +74,24 @@ def test_interval_mistakes() -> None:
             bootstrap_interval([1.0, 2.0], confidence=confidence)
         with pytest.raises(ValueError, match="confidence"):
             paired_t_interval([1.0, 2.0], confidence)
+
+
+def resampled_by_a_loop(values: np.ndarray, groups: np.ndarray, median: bool) -> list[float]:
+    """Each of the 1,000 resamples of whole groups, its values written out."""
+    rng, names, found = np.random.default_rng(0), np.unique(groups), []
+    for _ in range(1000):
+        drawn = np.concatenate([values[groups == names[place]] for place in rng.integers(len(names), size=len(names))])
+        found.append(float(np.floor(np.median(drawn)) if median else drawn.mean()))
+    return found
+
+
+@pytest.mark.parametrize("median", [False, True])
+def test_bootstrap_of_a_difference_is_a_loop_over_images(median: bool) -> None:
+    rng = np.random.default_rng(5)
+    groups, fewer = np.repeat(np.arange(8), 3), np.repeat(np.arange(8), 2)  # one run tells two captions apart more
+    ours, theirs = rng.integers(1, 20, 24).astype(float), rng.integers(1, 20, 16).astype(float)
+    both = [resampled_by_a_loop(*of_run, median) for of_run in ((ours, groups), (theirs, fewer))]
+    expected = np.quantile(np.subtract(*both), [0.025, 0.975])
+    assert difference_interval((ours, groups), (theirs, fewer), median=median) == pytest.approx(tuple(expected))
+    alone = np.quantile(both[0], [0.025, 0.975])
+    assert bootstrap_interval(ours, groups, median=median) == pytest.approx(tuple(alone))

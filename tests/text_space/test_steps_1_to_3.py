@@ -141,8 +141,9 @@ def test_step_1(two_runs: tuple[Path, Path, list[str]]) -> None:
     assert "dr" in json.loads((work / "doc2vec" / "punkt.json").read_text())["abbreviations"]
     figures = json.loads(stamp_path(TRAIN_DOC2VEC, settings_of(work)).read_text())["figures"]
     assert figures.pop("words_per_second") > 0
-    assert figures == {"texts": 90, "texts_without_words": 1, "words": 88 * 8 + 1, "vocabulary": 16}
-    assert "90 texts (1 without a word), 705 words, a vocabulary of 16; " in printed[0]
+    of_words = {"words": 88 * 8 + 1, "vocabulary": 16, "known_share": round(88 * 8 / (88 * 8 + 1), 4)}
+    assert figures == {"texts": 90, "texts_without_words": 1, **of_words}
+    assert "90 texts (1 without a word), 705 words, a vocabulary of 16 that knows 1.00 of them; " in printed[0]
 
 
 def test_step_2(two_runs: tuple[Path, Path, list[str]]) -> None:
@@ -196,11 +197,13 @@ def test_step_3(two_runs: tuple[Path, Path, list[str]]) -> None:
     assert figures["category_share"] > 0.9
     assert (figures["rows"], figures["train_pairs"], figures["method"]) == (88, 90, "hnsw")
     said = re.search(r"(0.\d{3}) of the 10 nearest texts have the text's category; by chance (0.\d{3})", printed[2])
+    assert figures["category_chance_low"] < figures["category_chance"] < figures["category_chance_high"] < 0.7
+    assert "known word: 88 of train, 10 of val, 20 of test\n" in printed[2] and "warning" not in printed[2]
     shares = [figures["category_share"], figures["category_chance"]]
     assert said and [float(number) for number in said.groups()] == pytest.approx(shares, abs=0.001)
     shown = printed[2].split("\n\n")
     assert len(shown) == 5 and all(len(part.splitlines()) == 11 for part in shown[1:4])
-    assert max(map(len, printed[2].replace("wrote", "\n").splitlines()[:40])) <= 80
+    assert max(len(line) for part in shown[1:4] for line in part.splitlines()) <= 80
 
 
 def test_cosine_and_hnsw_from_the_command_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -385,7 +385,7 @@ def several_captions(folder: Path) -> list[str]:
     root = str(image_root(folder / "drawn"))
     rows = [
         {"image": row["image_path"], "text": f"{other['text']} caption{number}"}
-        for row in table[:90]
+        for row in table[:110]
         for number, other in enumerate([other for other in table if other["category"] == row["category"]][:3])
     ]
     (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
