@@ -34,7 +34,7 @@ class ImageEncoder(nn.Module):
         xavier_(self.project)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
-        """As usual, but a frozen backbone stays in eval mode: its batch statistics are weights too."""
+        """Set the mode. A frozen backbone stays in eval mode, because its batch statistics are weights too."""
         super().train(mode)
         self.backbone.train(mode and self.trainable)
         return self
@@ -48,7 +48,7 @@ class ImageEncoder(nn.Module):
 
 
 class WordEmbeddings(nn.Embedding):
-    """Word embeddings started from `word_vectors` (V, E), or at random where it is only a shape; row 0 is padding."""
+    """Word embeddings that start from `word_vectors` (V, E) or, by setting, from random numbers. Row 0 is padding."""
 
     def __init__(self, settings: schema.TextEncoder, word_vectors: np.ndarray) -> None:
         words, size = word_vectors.shape
@@ -60,8 +60,8 @@ class WordEmbeddings(nn.Embedding):
             self.weight[0] = 0
 
 
-def _of_like_length(lengths: Tensor) -> list[slice]:
-    """Parts of texts of ascending `lengths` (B,), in each of which the longest is at most half as long again."""
+def _similar_lengths(lengths: Tensor) -> list[slice]:
+    """Parts of texts sorted by `lengths` (B,). A part's longest text is at most 1.5 times as long as its shortest."""
     starts = [0]
     for place, length in enumerate(lengths.tolist()):
         if length > 1.5 * lengths[starts[-1]]:
@@ -92,12 +92,12 @@ class GRUEncoder(nn.Module):
         return self.project(self.last_states(tokens, lengths))
 
     def last_states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The state (B, H) at each text's last word, texts of like length taken together.
+        """The state (B, H) at each text's last word. Texts of similar length are encoded together.
 
-        A GRU never looks ahead, so padding leaves the state at a text's last word as it is.
+        A GRU never looks ahead, so padding does not change the state at a text's last word.
         """
         states, order = [], lengths.argsort(stable=True)
-        for part in _of_like_length(lengths[order]):
+        for part in _similar_lengths(lengths[order]):
             rows = order[part]
             ends = to_device(lengths[rows], tokens.device)
             of_all, _ = self.gru(self.dropout(self.embed(tokens[rows, : int(ends[-1])])))
@@ -106,8 +106,10 @@ class GRUEncoder(nn.Module):
         return torch.cat(states)[to_device(order.argsort(), tokens.device)]
 
     def last_states_packed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """As `last_states`, for a GPU: packed, which keeps PyTorch from its fused kernels on a CPU."""
-        order = lengths.argsort(descending=True, stable=True)  # by the host: PyTorch's own sorting makes it wait
+        """As `last_states`, for a GPU. On a CPU, packed sequences would keep PyTorch from its fused kernels."""
+        order = lengths.argsort(
+            descending=True, stable=True
+        )  # sorted on the host: PyTorch's own sorting waits for the GPU
         words = self.dropout(self.embed(tokens[to_device(order, tokens.device)]))
         packed = nn.utils.rnn.pack_padded_sequence(words, lengths[order], batch_first=True)
         return self.gru(packed)[1][0][to_device(order.argsort(), tokens.device)]
@@ -129,7 +131,7 @@ class BagOfWords(nn.Module):
 
     def projected(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """As `forward`, before normalisation."""
-        # Sums as it looks up: (B, L, E) never exists, however long the longest text is.
+        # Sums while it looks up, so that (B, L, E) is never in memory.
         mean = F.embedding_bag(tokens, self.embed.weight, mode="mean", padding_idx=0)
         return self.project(self.dropout(mean))
 
@@ -137,17 +139,17 @@ class BagOfWords(nn.Module):
 class GraphEncoder(nn.Module):
     """Text stream f_T of Yu et al. (2018, arXiv 1802.00985): a text is a signal on the graph of all words.
 
-    The signal is the frequency of each of the V words in the text. Two graph convolutions Z = φ(Â X Θ + b) carry it to
-    alike words (Kipf & Welling 2017), a fully connected layer takes the V nodes into the joint space, L2 normalisation.
-    Theirs are the graph of the 8 nearest word vectors, the signal, the two convolutions and the layer. Ours:
+    The signal is the frequency of each of the V words in the text. Two graph convolutions Z = φ(Â X Θ + b) spread it to
+    similar words (Kipf & Welling 2017). A fully connected layer maps the V nodes to the joint space. L2 normalisation.
+    The graph of the 8 nearest word vectors, the signal, the two convolutions and the layer are theirs. These are ours:
 
-    - Channels. A batch's signals are (V, B, C) numbers and the layer holds V·C·D weights, for vocabularies of up to 10⁵
-      words. Hence few channels (8), and 1 after the second convolution: the layer is then as large as word embeddings
-      would be, and the sparse product of the second convolution as cheap as that of the first.
-    - φ is a leaky ReLU. The signal is nowhere negative: behind a ReLU, a channel whose weight starts below 0 would be 0
+    - Few channels: 8, and 1 after the second convolution. A batch's signals are (V, B, C) numbers and the layer has
+      V·C·D weights, for up to 10⁵ words. With 1 channel the layer is as large as word embeddings would be, and the
+      sparse product of the second convolution as cheap as that of the first.
+    - φ is a leaky ReLU. The signal is nowhere negative. With a ReLU, a channel whose weight starts below 0 would be 0
       for every text and stay so.
-    - The signal has a root mean square of 1 over the nodes, as Xavier's initialisation expects, so that a text's length
-      does not matter.
+    - The signal has a root mean square of 1 over the nodes, as Xavier's initialisation expects. So a text's length does
+      not matter.
     """
 
     def __init__(self, settings: schema.TextEncoder, word_vectors: np.ndarray, dimensions: int) -> None:
@@ -156,7 +158,7 @@ class GraphEncoder(nn.Module):
         self.links: Tensor
         self.link_values: Tensor
         first, second = settings.graph_channels
-        # Not part of a checkpoint: they are made from word_vectors, on which a run depends anyway.
+        # Not in a checkpoint: they are made from word_vectors, which are an input of every run.
         links, values = word_graph(word_vectors, settings.graph_neighbors)
         self.register_buffer("links", links, persistent=False)
         self.register_buffer("link_values", values, persistent=False)
@@ -179,7 +181,7 @@ class GraphEncoder(nn.Module):
         return self.project(self.dropout(nodes))
 
     def signals(self, tokens: Tensor) -> Tensor:
-        """(B, L) word indices to the frequencies of all words (V, B), root mean square 1; special words have none."""
+        """(B, L) word indices to the frequencies of all words (V, B), root mean square 1; special words have 0."""
         counts = torch.zeros(self.words, len(tokens), device=tokens.device, dtype=self.link_values.dtype)
         of_text = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
         ones = (tokens >= SPECIAL_WORDS).to(counts.dtype)
@@ -196,8 +198,8 @@ class GraphEncoder(nn.Module):
 def word_graph(word_vectors: np.ndarray, k: int, block: int = 1024) -> tuple[Tensor, Tensor]:
     """Â = D^-½ (A + 1) D^-½ (Kipf & Welling 2017) of the words, as positions (2, E) int64, sorted, and values (E,).
 
-    Two words are linked in A where one is among the other's k nearest by cosine. word_vectors: (V, E); the special
-    words before the first real one are linked to nothing but themselves.
+    A links two words where one is among the other's k nearest by cosine. word_vectors: (V, E). Special words are linked
+    only to themselves.
     """
     words = len(word_vectors)
     vectors = F.normalize(torch.from_numpy(np.array(word_vectors[SPECIAL_WORDS:], dtype=np.float32)), dim=1)
@@ -217,7 +219,7 @@ def word_graph(word_vectors: np.ndarray, k: int, block: int = 1024) -> tuple[Ten
 
 
 class TwoStream(nn.Module):
-    """Both streams. `word_vectors` (V, E) gives the word embeddings' shape and, by setting, their first values."""
+    """Both streams. `word_vectors` (V, E) gives the word embeddings' shape and, by setting, their start values."""
 
     def __init__(self, settings: schema.Model, word_vectors: np.ndarray) -> None:
         super().__init__()
@@ -227,19 +229,20 @@ class TwoStream(nn.Module):
     def forward(self, images: Tensor, tokens: Tensor, lengths: Tensor, *, passes: int = 1) -> tuple[Tensor, Tensor]:
         """Embeddings (N, D) of images and (M, D) of texts; see the two encoders for the inputs.
 
-        passes: equal parts of the images that are encoded one after the other. Batch normalisation tells the number.
+        passes: number of equal parts of the images, encoded one after the other. Batch normalisation takes each part's
+            own statistics.
         """
         if passes == 1:
             return self.images(images), self.texts(tokens, lengths)
         return torch.cat([self.images(part) for part in images.chunk(passes)]), self.texts(tokens, lengths)
 
     def checkpoint(self) -> dict[str, Tensor]:
-        """The state dict, without a frozen backbone: that is in `model.image.weights`, or comes from the seed."""
+        """The state dict without a frozen backbone, which comes from `model.image.weights` or from the seed."""
         frozen = () if self.images.trainable else ("images.backbone.",)
         return {name: value for name, value in self.state_dict().items() if not name.startswith(tuple(frozen))}
 
     def load_checkpoint(self, state: dict[str, Tensor]) -> None:
-        """Load what `checkpoint` gave; raises RuntimeError where it is another model's."""
+        """Load what `checkpoint` returned. Raises RuntimeError where it is another model's."""
         own = self.state_dict()
         if state.keys() != self.checkpoint().keys():
             raise RuntimeError("other parameters")
@@ -252,9 +255,12 @@ class TwoStream(nn.Module):
 class PIENet(nn.Module):
     """Polysemous instance embedding (Song & Soleymani, CVPR 2019): K embeddings of one instance.
 
-    A = softmax(w₂ tanh(w₁ Xᵀ)) attends K times to the instance's local features X, Υ = σ(fc(A X)) are the residuals,
-    and LayerNorm(global feature + Υ) the embeddings. As in their published code the attention's hidden layer is half as
-    wide as the local features, it has no biases, and dropout is on Υ.
+    - A = softmax(w₂ tanh(w₁ Xᵀ)) attends K times to the instance's local features X.
+    - Υ = σ(fc(A X)) are the residuals.
+    - LayerNorm(global feature + Υ) are the embeddings.
+
+    As in their published code, the attention's hidden layer is half as wide as the local features, the attention has
+    no biases, and dropout is on Υ.
 
     Args:
         embeddings: K.
@@ -287,7 +293,7 @@ class PIENet(nn.Module):
 
 
 class PVSEImageEncoder(ImageEncoder):
-    """PVSE's image stream: the feature map's mean, projected, is the global feature, its places the local ones.
+    """PVSE's image stream. The feature map's projected mean is the global feature, its places are the local ones.
 
     Takes pixels or, where the backbone is frozen, its `local_features`: both give the same embeddings.
 
@@ -322,15 +328,15 @@ class PVSEImageEncoder(ImageEncoder):
         if images.dim() == 4:
             with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
                 images = self.backbone.local_features(images)
-        local = images.to(self.project.weight.dtype)  # cached in half precision, perhaps
+        local = images.to(self.project.weight.dtype)  # cached features may have half precision
         embeddings, residuals = self.pie(self.dropout(self.project(local.mean(dim=1))), local)
         return F.normalize(embeddings.float(), dim=2), residuals
 
 
 class PVSETextEncoder(nn.Module):
-    """PVSE's text stream: an ordinary text encoder gives the global feature, its word embeddings are the local ones.
+    """PVSE's text stream. A text encoder gives the global feature, its word embeddings are the local ones.
 
-    Theirs is a bidirectional GRU of hidden size D / 2 on words of 300 dimensions, without a projection; here it is the
+    Theirs is a bidirectional GRU of hidden size D / 2 on words of 300 dimensions, without a projection. Ours is the
     encoder of `settings`, as for the other methods of the paper's Table 1.
     """
 
@@ -363,8 +369,8 @@ class PVSETextEncoder(nn.Module):
 class PVSE(TwoStream):
     """Polysemous visual-semantic embedding (Song & Soleymani, CVPR 2019): K embeddings an image and a text.
 
-    `dropout` is on both streams' global features and residuals; on words it is `settings.text.dropout`. Theirs is one
-    rate for all of them, 0 by default, and K = 2 on COCO. The paper that is reproduced gives neither.
+    `dropout` is on both streams' global features and residuals. `settings.text.dropout` is on words. They have one rate
+    for all, 0 by default, and K = 2 on COCO. Thomas & Kovashka give neither.
     """
 
     def __init__(
@@ -394,23 +400,22 @@ class PVSE(TwoStream):
         return (torch.cat(x), torch.cat(residuals)), self.texts.with_residuals(tokens, lengths)
 
 
-def build_model(settings: schema.Settings, word_vectors: np.ndarray) -> TwoStream:
-    """The model of `settings.model`, initialised by `settings.seed`."""
-    pvse = settings.model.pvse
+def build_model(settings: schema.Model, word_vectors: np.ndarray, seed: int) -> TwoStream:
+    """The model, initialised by `seed`. word_vectors: (V, E)."""
+    pvse = settings.pvse
     model: TwoStream
-    with seeded(settings.seed):
+    with seeded(seed):
         if pvse.embeddings:
-            model = PVSE(settings.model, word_vectors, pvse.embeddings, pvse.dropout)
+            model = PVSE(settings, word_vectors, pvse.embeddings, pvse.dropout)
         else:
-            model = TwoStream(settings.model, word_vectors)
-        if settings.model.initialisation == "authors":
+            model = TwoStream(settings, word_vectors)
+        if settings.initialisation == "authors":
             initialise_as_authors(model)
     return model
 
 
 def initialise_as_authors(model: TwoStream) -> None:
-    """Draw the projections and the GRU anew as the authors' code does: `xavier_normal_` with biases of 0.1, and
-    PyTorch's default."""
+    """Initialise again as the authors' code: projections by `xavier_normal_` with biases of 0.1, GRUs by default."""
     for part in (model.images, *model.texts.modules()):
         if isinstance(project := getattr(part, "project", None), nn.Linear):
             nn.init.xavier_normal_(project.weight)
@@ -421,7 +426,7 @@ def initialise_as_authors(model: TwoStream) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw what is random inside from `seed`, and leave torch's random state as it was."""
+    """Seed torch's random numbers inside, and restore its random state at the end."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -149,7 +149,9 @@ def prepare(settings: Settings, weights: "Weights") -> "tuple[torch.device, Prep
     be_deterministic(settings.deterministic)
     data = load_prepared(settings)
     demand_enough_pairs(settings.training.batch_size, settings.training.batches, len(data.rows["train"]))
-    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"))
+    model = build_model(
+        settings.model, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"), settings.seed
+    )
     return device, data, model.to(device)
 
 

@@ -95,7 +95,9 @@ def measured(settings: Settings, arguments: argparse.Namespace) -> list[Any]:
     """Pairs and images a second of training, images a second of the bare model, and their ratio."""
     device, size = torch.device(arguments.device), settings.training.batch_size
     data = load_prepared(settings)
-    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
+    model = build_model(
+        settings.model, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"), settings.seed
+    ).to(device)
     images = image_source(settings, data, device)
     trainer = build_trainer(settings, Weights(1, 0.3, 0.2), data, model, images, device)
     a_pair = 1 if settings.training.batches == "neighborhoods" else 2

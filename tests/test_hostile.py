@@ -69,7 +69,7 @@ def test_a_hostile_checkpoint_is_refused_and_does_not_run(tmp_path: Path, protoc
     path, ran = tmp_path / "best.pt", tmp_path / "ran"
     hostile_checkpoint(path, ran, protocol)
     settings = load_settings(ROOT / "tests" / "tiny.yaml")
-    model = build_model(settings, np.zeros((9, 16), np.float32))
+    model = build_model(settings.model, np.zeros((9, 16), np.float32), settings.seed)
     with pytest.raises(UserError, match=r"best\.pt is no checkpoint of this model"):
         load_model_state(path, model)
     path.write_bytes(pickle.dumps(RunsACommand(ran), protocol))  # a bare pickle, as torch saved before 1.6

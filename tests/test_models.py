@@ -12,7 +12,7 @@ from torch import nn
 
 from backbones import Backbone, xavier_
 from losses import angular_npairs_loss, retrieval_loss_terms
-from models import GRUEncoder, ImageEncoder, TwoStream, _of_like_length, build_model
+from models import GRUEncoder, ImageEncoder, TwoStream, _similar_lengths, build_model
 from pipeline import settings as config
 from pipeline.devices import autocast
 from pipeline.errors import UserError
@@ -33,9 +33,13 @@ def small(encoder: str = "gru", **image: object) -> Settings:
     return settings
 
 
+def built(settings: Settings, word_vectors: np.ndarray = WORDS) -> TwoStream:
+    return build_model(settings.model, word_vectors, settings.seed)
+
+
 @pytest.mark.parametrize("encoder", ["gru", "bag_of_words"])
 def test_embeddings_are_unit_vectors_of_the_joint_space(encoder: str) -> None:
-    x, y = build_model(small(encoder), WORDS)(IMAGES, TOKENS, LENGTHS)
+    x, y = built(small(encoder))(IMAGES, TOKENS, LENGTHS)
     for embeddings in (x, y):
         assert embeddings.shape == (4, 8)
         assert embeddings.dtype == torch.float32
@@ -44,7 +48,7 @@ def test_embeddings_are_unit_vectors_of_the_joint_space(encoder: str) -> None:
 
 @pytest.mark.parametrize("encoder", ["gru", "bag_of_words"])
 def test_padding_never_changes_an_embedding(encoder: str) -> None:
-    texts = build_model(small(encoder), WORDS).texts.eval()
+    texts = built(small(encoder)).texts.eval()
     together = texts(TOKENS, LENGTHS)
     wider = texts(torch.cat([TOKENS, torch.zeros(4, 5, dtype=torch.int64)], dim=1), LENGTHS)
     torch.testing.assert_close(wider, together)
@@ -56,20 +60,20 @@ def test_padding_never_changes_an_embedding(encoder: str) -> None:
 def test_gru_reads_the_words_in_order_and_the_bag_does_not() -> None:
     reversed_tokens = TOKENS[2:3].flip(1)
     for encoder, ordered in (("gru", True), ("bag_of_words", False)):
-        texts = build_model(small(encoder), WORDS).texts.eval()
+        texts = built(small(encoder)).texts.eval()
         same = torch.allclose(texts(TOKENS[2:3], LENGTHS[2:3]), texts(reversed_tokens, LENGTHS[2:3]), atol=1e-6)
         assert same is not ordered
 
 
 def test_bag_of_words_is_the_mean_of_its_embeddings() -> None:
-    texts = build_model(small("bag_of_words"), WORDS).texts.eval()
+    texts = built(small("bag_of_words")).texts.eval()
     mean = torch.from_numpy(WORDS)[TOKENS[0, :4]].mean(dim=0)
     expected = nn.functional.normalize(texts.project(mean), dim=0)
     torch.testing.assert_close(texts(TOKENS, LENGTHS)[0], expected)
 
 
 def test_gru_takes_the_last_hidden_state_of_each_text() -> None:
-    texts = build_model(small("gru"), WORDS).texts.eval()
+    texts = built(small("gru")).texts.eval()
     states, _ = texts.gru(texts.embed(TOKENS[1:2, :3]))
     expected = nn.functional.normalize(texts.project(states[0, -1]), dim=0)
     torch.testing.assert_close(texts(TOKENS, LENGTHS)[1], expected)
@@ -87,32 +91,32 @@ def test_states_of_texts_of_any_length_are_those_of_each_alone(way: Callable[...
     torch.testing.assert_close(*gradients)
 
 
-def test_texts_of_like_length_share_a_part() -> None:
+def test_texts_of_similar_length_share_a_part() -> None:
     lengths = torch.tensor([1, 1, 2, 3, 3, 4, 5, 7, 30])
-    assert [lengths[part].tolist() for part in _of_like_length(lengths)] == [[1, 1], [2, 3, 3], [4, 5], [7], [30]]
+    assert [lengths[part].tolist() for part in _similar_lengths(lengths)] == [[1, 1], [2, 3, 3], [4, 5], [7], [30]]
 
 
 def test_word_embeddings_start_from_doc2vec_and_padding_stays_zero() -> None:
     settings = small("bag_of_words")
-    model = build_model(settings, WORDS)
+    model = built(settings)
     torch.testing.assert_close(model.texts.embed.weight[1:], torch.from_numpy(WORDS)[1:])
     assert not model.texts.embed.weight[0].any()
     model.texts(TOKENS, LENGTHS).sum().backward()
     assert not model.texts.embed.weight.grad[0].any()
     settings.model.text.word_vectors = "random"
-    assert not torch.equal(build_model(settings, WORDS).texts.embed.weight[1:], torch.from_numpy(WORDS)[1:])
+    assert not torch.equal(built(settings).texts.embed.weight[1:], torch.from_numpy(WORDS)[1:])
 
 
 def test_the_seed_decides_the_weights_and_nothing_else_is_disturbed() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first = build_model(small(), WORDS).state_dict()
+    first = built(small()).state_dict()
     assert torch.equal(torch.rand(1), expected)
-    again = build_model(small(), WORDS).state_dict()
+    again = built(small()).state_dict()
     other_settings = small()
     other_settings.seed = 1
-    other = build_model(other_settings, WORDS).state_dict()
+    other = built(other_settings).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["images.project.weight"], other["images.project.weight"])
 
@@ -128,7 +132,7 @@ def test_bf16_gives_the_embeddings_and_losses_of_float32_within_its_8_bits(
     images = nn.functional.interpolate(torch.rand(16, 3, 4, 4, generator=generator) * 255, size=64, mode="bilinear")
     tokens = torch.randint(3, 30, (16, 6), generator=generator)
     settings = small(backbone=backbone, weights=weights, size=64)
-    model = build_model(settings, WORDS).train(train)
+    model = built(settings).train(train)
     found = {}
     for precision in ("float32", "bf16"):
         with autocast(precision, torch.device("cpu")):
@@ -166,9 +170,9 @@ def test_initialisation_of_the_authors_code(embeddings: int) -> None:
     settings = small()
     settings.model.text.hidden_size, settings.model.dimensions = 64, 200
     settings.model.pvse.embeddings = embeddings
-    paper = build_model(settings, WORDS)
+    paper = built(settings)
     settings.model.initialisation = "authors"
-    model = build_model(settings, WORDS)
+    model = built(settings)
     texts: Any = model.texts.encoder if embeddings else model.texts
     for project in (model.images.project, texts.project):
         outputs, inputs = project.weight.shape
@@ -188,11 +192,11 @@ def test_two_passes_give_batch_normalisation_the_statistics_of_each() -> None:
     settings = small(backbone="resnet18", weights="none", size=32)
     found = {}
     for passes in (1, 2):
-        model = build_model(settings, WORDS).train()
+        model = built(settings).train()
         found[passes] = model(images, tokens, lengths, passes=passes)[0]
         counts = [value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")]
         assert counts and all(count == passes for count in counts)
-    model = build_model(settings, WORDS).train()
+    model = built(settings).train()
     assert torch.equal(found[2], torch.cat([model.images(images[:4]), model.images(images[4:])]))
     assert not torch.allclose(found[1], found[2], atol=1e-3)
 
@@ -308,28 +312,28 @@ def test_weights_that_cannot_be_downloaded_name_the_alternatives(monkeypatch: py
 
 @pytest.mark.parametrize("trainable", [True, False])
 def test_a_checkpoint_brings_back_the_model(trainable: bool) -> None:
-    model = build_model(small(trainable=trainable), WORDS).eval()
+    model = built(small(trainable=trainable)).eval()
     with torch.no_grad():
         model.images.project.weight.mul_(-1)
     state = model.checkpoint()
     assert any(name.startswith("images.backbone") for name in state) is trainable
-    again = build_model(small(trainable=trainable), WORDS).eval()
+    again = built(small(trainable=trainable)).eval()
     again.load_checkpoint(state)
     for ours, theirs in zip(model(IMAGES, TOKENS, LENGTHS), again(IMAGES, TOKENS, LENGTHS), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_a_checkpoint_of_another_model_is_refused() -> None:
-    model = build_model(small("gru"), WORDS)
+    model = built(small("gru"))
     with pytest.raises(RuntimeError):
         TwoStream(small("bag_of_words").model, WORDS).load_checkpoint(model.checkpoint())
     with pytest.raises(RuntimeError):
-        build_model(small("gru"), WORDS[:20]).load_checkpoint(model.checkpoint())
+        built(small("gru"), WORDS[:20]).load_checkpoint(model.checkpoint())
 
 
 def test_images_too_small_for_the_backbone_are_a_mistake() -> None:
     with pytest.raises(UserError, match=r"model\.image\.size 16 does not fit model\.image\.backbone alexnet"):
-        build_model(small(backbone="alexnet", size=16), WORDS)
+        built(small(backbone="alexnet", size=16))
     backbone = Backbone("resnet18", "none")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     backbone.demand_size(32)

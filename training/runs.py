@@ -188,6 +188,8 @@ def finished_run(run: Path, *, force: bool = False) -> tuple[Settings, Weights]:
 
 def load_model(run: Path, settings: Settings, device: torch.device) -> TwoStream:
     """The model with the lowest validation loss of a run, in eval mode."""
-    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"))
+    model = build_model(
+        settings.model, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"), settings.seed
+    )
     load_model_state(run / "best.pt", model)
     return model.to(device).eval()

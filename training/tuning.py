@@ -116,7 +116,9 @@ def train(
     """Train a trial and report its figure after every epoch; True where it was stopped for lying below the median."""
     for old in folder.glob("events.out.tfevents.*"):  # of the same trial, cut short
         old.unlink()
-    model = build_model(settings, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy")).to(device)
+    model = build_model(
+        settings.model, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"), settings.seed
+    ).to(device)
     trainer = build_trainer(settings, weights, data, model, images, device)
     pruned = False
     with SummaryWriter(str(folder)) as board:

@@ -126,7 +126,7 @@ def gradients(work: Path) -> dict[str, tuple[dict[str, float], dict[str, torch.T
         settings.model.pvse.embeddings = 2 if method == "pvse" else 0
         weights = Weights(0 if method == "fine_grained" else 1, 0.3, 0.2)
         rng = np.random.default_rng(1)
-        model = build_model(settings, rng.normal(size=(20, 5)).astype(np.float32))
+        model = build_model(settings.model, rng.normal(size=(20, 5)).astype(np.float32), settings.seed)
         features = rng.normal(size=(12, 2, 4, 512) if method == "pvse" else (12, 2, 512)).astype(np.float32)
         source = FeatureSource(features, torch.device("cpu"))
         trainer = build_trainer(settings, weights, data, model, source, torch.device("cpu"))
@@ -164,7 +164,7 @@ def masked(work: Path) -> tuple[list[bool], list[bool], dict[int, str]]:
     """Which pairs and drawn neighbors of a batch have an image, and what is known to be lost."""
     settings, data = prepared_in(work)
     settings.training.max_unreadable_share = 0.5
-    model = build_model(settings, np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32))
+    model = build_model(settings.model, np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32), settings.seed)
     source = PixelSource(Files(), 0, torch.device("cpu"))
     trainer = build_trainer(settings, Weights(1, 0.3, 0.2), data, model, source, torch.device("cpu"))
     (batch,) = plan_epoch(data.rows["train"], trainer.objective.neighbors, 15, flip=True, seed=0, epoch=1)

@@ -252,7 +252,7 @@ def test_step_4_trains_with_the_labels(
 def trainer(work: Path, weights: Weights, *words: str) -> Trainer:
     settings = settings_of(work, *FINE, *words)
     data, device = load_prepared(settings), torch.device("cpu")
-    model = build_model(settings, np.load(work / "doc2vec" / "word_vectors.npy")).eval()
+    model = build_model(settings.model, np.load(work / "doc2vec" / "word_vectors.npy"), settings.seed).eval()
     return build_trainer(settings, weights, data, model, image_source(settings, data, device), device)
 
 
