@@ -6,7 +6,7 @@ where it has one) and `chance`.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,15 @@ def read_metrics(run: Path) -> dict[str, Metric]:
     """The metrics that an evaluated run was asked for, by name: titles and directions of its figures."""
     settings = {name.removeprefix("evaluation."): value for name, value in _stamp(run).get("settings", {}).items()}
     evaluation = Evaluation(**{name: settings[name] for name in vars(Evaluation()) if name in settings})
-    # A gallery smaller than an asked-for k is measured with another k.
     names = read_json(run / "metrics.json")["figures"] if (run / "metrics.json").is_file() else {}
+    return measured_metrics(evaluation, names)
+
+
+def measured_metrics(evaluation: Evaluation, names: Iterable[str]) -> dict[str, Metric]:
+    """The metrics asked for, by name, and those of `names`: a gallery below a k is measured with a smaller one."""
     measured = [int(found[1]) for name in names if (found := re.match(r"(\d+)way_", name))]
-    evaluation.kway = list(dict.fromkeys([*evaluation.kway, *measured]))
-    return registered(evaluation)
+    kway = list(dict.fromkeys([*evaluation.kway, *measured]))
+    return registered(evaluation.model_copy(update={"kway": kway}))
 
 
 def _stamp(run: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from metrics import WAYS, Metric, registered
+from metrics import WAYS, Metric
 from pipeline.files import read_array, read_json
 from pipeline.pairs import SPLITS, read_pairs
 from pipeline.schema import Settings
@@ -19,7 +19,7 @@ from ranking import nearest, rank_of_own
 from reporting import plots
 from reporting.answers import near_words
 from reporting.compared_runs import ComparedRuns
-from reporting.figures import RunScores
+from reporting.figures import RunScores, measured_metrics
 from training.proximity import doc2vec_neighbors, pair_distances
 from training.runs import read_run
 
@@ -278,11 +278,12 @@ def training_curves(runs: ComparedRuns, _: Options) -> list[dict[str, Any]]:
     tags = sorted(set().union(*logs))
     shown = {tag: (title, "loss term" if "data/l_" in tag else "weighted sum") for tag, title in LOSS_TITLES.items()}
     # The validation loss has the weights of no run.
-    val_terms = {_val_terms(encoder.settings) for encoder in runs.encoders}
+    val_terms = {validation_terms(encoder.settings) for encoder in runs.encoders}
     shown["data/val_loss"] = LOSS_TITLES["data/val_loss"], " or ".join(sorted(val_terms))
     shown |= {tag: (tag.removeprefix("data/"), "loss term") for tag in tags if "data/l_" in tag and tag not in shown}
     for encoder in runs.encoders:
-        for metric in registered(encoder.settings.evaluation).values():
+        names = (tag.removeprefix("val/") for tag in tags)
+        for metric in measured_metrics(encoder.settings.evaluation, names).values():
             if metric.every_epoch:
                 shown[f"val/{metric.name}"] = f"Validation {metric.title}", "share" if metric.is_share else ""
     drawn = []
@@ -294,7 +295,7 @@ def training_curves(runs: ComparedRuns, _: Options) -> list[dict[str, Any]]:
     return drawn
 
 
-def _val_terms(settings: Settings) -> str:
+def validation_terms(settings: Settings) -> str:
     """What the validation loss of a run is the sum of."""
     if settings.loss.base == "fine_grained":
         return "pairwise loss"

@@ -309,9 +309,13 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of these settings and loss weights. Warns where the validation split is too small for k-way."""
     images_of_val = len(np.unique(data.image_ids[data.rows["val"]]))
+    measured = [min(k, images_of_val) for k in settings.evaluation.kway]
     for k in settings.evaluation.kway:
         if k > images_of_val and distributed.is_writer():
-            print(f"warning: val has {images_of_val} images, so {k}-way Recall@1 of an epoch is against these alone")
+            print(
+                f"warning: val has {images_of_val} images: an epoch's Recall@1 is {images_of_val}-way and not {k}-way"
+            )
+    evaluation = settings.evaluation.model_copy(update={"kway": list(dict.fromkeys(measured))})
     return Trainer(
         settings.training,
         build_objective(settings, weights, data, device),
@@ -320,7 +324,7 @@ def build_trainer(
         data,
         device,
         seed=settings.seed,
-        metrics=[metric for metric in registered(settings.evaluation).values() if metric.every_epoch],
+        metrics=[metric for metric in registered(evaluation).values() if metric.every_epoch],
         embedded_at_once=settings.evaluation.batch_size,
         show=show,
     )

@@ -20,6 +20,7 @@ import make_report
 import prepare_dataset
 import train_cross_modal_retrieval_model
 import train_doc2vec
+from pipeline.command_line import make_parser, parse_settings
 from pipeline.errors import UserError
 from pipeline.files import fingerprint
 from pipeline.settings import Synthetic
@@ -27,7 +28,7 @@ from readers.synthetic import World
 from reporting import page as page_module
 from reporting.compared_runs import ComparedRuns, mark_words
 from reporting.figures import read_metrics
-from reporting.sections import SECTIONS, retrieval_of_pair
+from reporting.sections import SECTIONS, retrieval_of_pair, validation_terms
 from training.encoder import RunEncoder
 
 if TYPE_CHECKING:
@@ -184,6 +185,15 @@ def test_figures_are_those_of_metrics_json(runs: tuple[Path, Path], report: Path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "terms"),
+    [([], "i2t + sym"), (["--training.val_loss", "i2t"], "i2t"), (["--loss.base", "fine_grained"], "pairwise loss")],
+)
+def test_the_validation_loss_is_labelled_by_its_terms(flags: list[str], terms: str) -> None:
+    settings, _, _ = parse_settings(make_parser(""), flags)
+    assert validation_terms(settings) == terms
+
+
 def test_words_are_searched_and_an_unknown_one_is_said_to_be(runs: tuple[Path, Path], report: Path) -> None:
     words = sections(report.read_text(encoding="utf-8"))["words"].split("<article>")[1:]
     word = known_word(runs[0])

@@ -431,6 +431,19 @@ def test_the_schedule_decays_after_five_epochs_and_stops_after_ten(prepared: Pat
     assert np.allclose(rates, [first] * 7 + [first / 10] * 5)
 
 
+def test_an_epochs_recall_is_named_by_what_is_measured(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = settings_of(prepared, "--evaluation.kway", "[5,1000]")
+    data, device = load_prepared(settings), torch.device("cpu")
+    model = build_model(settings, np.load(prepared / "doc2vec" / "word_vectors.npy"))
+    trainer = build_trainer(settings, Weights(1, 0, 0), data, model, image_source(settings, data, device), device)
+    images = len(np.unique(data.image_ids[data.rows["val"]]))
+    ways = ("image_to_text", "text_to_image")
+    assert [metric.name for metric in trainer.metrics] == [
+        f"{k}way_recall_at_1_{way}" for k in (5, images) for way in ways
+    ]
+    assert f"an epoch's Recall@1 is {images}-way and not 1000-way" in capsys.readouterr().out
+
+
 def test_the_papers_model_trains_end_to_end(prepared: Path) -> None:
     run = train(
         prepared,
