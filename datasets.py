@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.files import read_array
 from pipeline.pairs import SPLITS, Images, distinct, load_images, read_pairs, rows_of_split
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from pipeline.steps import FIND_NEIGHBORS
 from pipeline.work import Work
 

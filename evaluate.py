@@ -21,8 +21,8 @@ import numpy as np
 from pipeline.command_line import make_parser, parse_settings, peek, run_script, say_next
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_array, read_json, write_json
-from pipeline.schema import EVALUATION
-from pipeline.settings import Settings, flatten, names_shaping, select
+from pipeline.schema import EVALUATION, Settings
+from pipeline.settings import flatten, names_shaping, select
 from pipeline.work import Work
 
 SHAPING = names_shaping(EVALUATION)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from pipeline.steps import (
     EXTRACT_DOC2VEC,
     EXTRACT_IMAGES,

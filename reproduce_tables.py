@@ -30,7 +30,8 @@ from pipeline.command_line import make_parser, parse_settings, run_script, witho
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
 from pipeline.pairs import distinct, read_pairs, rows_of_split
-from pipeline.settings import Settings, flatten
+from pipeline.schema import Settings
+from pipeline.settings import flatten
 from pipeline.work import Work
 from readers.openclipart import openclipart
 from reporting import tables

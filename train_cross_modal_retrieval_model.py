@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 from pipeline.command_line import make_parser, parse_settings, run_script, say_next
 from pipeline.errors import UserError
 from pipeline.files import lock, read_array, write_json
-from pipeline.settings import Settings, mistakes_of_weights
+from pipeline.schema import Settings
+from pipeline.settings import mistakes_of_weights
 from pipeline.steps import EXTRACT_DOC2VEC, PREPARE, TRAIN_DOC2VEC, require, versions
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipeline.files import write_json
-from pipeline.settings import Synthetic
+from pipeline.schema import Synthetic
 from readers.synthetic import SIZE, World
 
 CAPTIONS = 5  # of an image, as COCO has (4 to 7)

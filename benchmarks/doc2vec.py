@@ -31,7 +31,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # before this folder, whos
 from scale import made_up_texts  # noqa: E402
 from timing import Timing, machine, print_table, spread  # noqa: E402
 
-from pipeline.settings import Settings, load_settings  # noqa: E402
+from pipeline.schema import Settings  # noqa: E402
+from pipeline.settings import load_settings  # noqa: E402
 from text_space import doc2vec  # noqa: E402
 from text_space.tokenizer import Tokenizer  # noqa: E402
 

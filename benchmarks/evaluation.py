@@ -28,7 +28,7 @@ from timing import machine, print_table, shown, synchronise, timed  # noqa: E402
 
 import metrics  # noqa: E402
 from metrics import EmbeddedPairs  # noqa: E402
-from pipeline.settings import Settings  # noqa: E402
+from pipeline.schema import Settings  # noqa: E402
 from reporting import evaluation  # noqa: E402
 
 PARTS = {

@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from timing import machine  # noqa: E402
 
-from pipeline.settings import Neighbors  # noqa: E402
+from pipeline.schema import Neighbors  # noqa: E402
 from text_space.hnsw import build_graph  # noqa: E402
 
 DIMENSIONS, QUERIES = 200, 1000

@@ -37,7 +37,8 @@ from pipeline.command_line import run_script  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.files import read_array, write_array  # noqa: E402
 from pipeline.processes import cores  # noqa: E402
-from pipeline.settings import Neighbors, Settings, load_settings  # noqa: E402
+from pipeline.schema import Neighbors, Settings  # noqa: E402
+from pipeline.settings import load_settings  # noqa: E402
 from text_space.doc2vec import embed_batches, text_batches  # noqa: E402
 from text_space.neighbors import GraphSearch, exact_neighbors, find_neighbors, recall  # noqa: E402
 from text_space.tokenizer import load_tokenizer  # noqa: E402

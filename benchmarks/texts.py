@@ -25,7 +25,7 @@ from models import GRUEncoder  # noqa: E402
 from pipeline.command_line import run_script  # noqa: E402
 from pipeline.files import read_array  # noqa: E402
 from pipeline.pairs import read_pairs, rows_of_split  # noqa: E402
-from pipeline.settings import TextEncoder  # noqa: E402
+from pipeline.schema import TextEncoder  # noqa: E402
 
 
 def main() -> None:

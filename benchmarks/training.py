@@ -33,7 +33,8 @@ from models import build_model  # noqa: E402
 from pipeline.command_line import run_script  # noqa: E402
 from pipeline.devices import autocast  # noqa: E402
 from pipeline.files import read_array  # noqa: E402
-from pipeline.settings import Settings, load_settings  # noqa: E402
+from pipeline.schema import Settings  # noqa: E402
+from pipeline.settings import load_settings  # noqa: E402
 from training.image_sources import image_source  # noqa: E402
 from training.runs import Weights  # noqa: E402
 from training.trainer import Trainer, build_trainer  # noqa: E402

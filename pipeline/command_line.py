@@ -6,81 +6,71 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import Stopped, UserError
 from pipeline.output import ESCAPED, harden_output
-from pipeline.setting_types import Section
+from pipeline.schema import Settings
 from pipeline.settings import (
     DEFAULT_CONFIG,
-    Settings,
     choices,
     fields,
     flatten,
     get,
     mistakes,
-    nearest,
     not_read,
+    parse_yaml,
     plain_type,
     read_yaml,
     shown,
+    unknown,
     validated,
 )
-from pipeline.yaml_files import parse_yaml
 
 Checks = Callable[[Settings, argparse.Namespace], list[str]]
+
+
+SAID = (
+    (r"unrecognized arguments: (?!--)(\S+).*", r"\1 is one argument too many; see --help"),
+    (r"unrecognized arguments: --([^\s=]+).*", r"no setting is called \1; see --help"),
+    (r"argument (.*): invalid float value: (.*)", r"\1 is \2 and must be a number"),
+    (r"argument (.*): invalid int value: (.*)", r"\1 is \2 and must be a whole number"),
+    (r"argument (.*): invalid choice: (.*) \(choose from (.*)\)", r"\1 is \2 and must be one of \3"),
+    (r"argument (.*): expected (one|at least one) argument", r"\1 needs a value"),
+    (r"the following arguments are required: (.*)", r"\1 must be given; see --help"),
+)
+"""What argparse says, and how it is said to the one who typed it."""
 
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser. Its mistakes are UserErrors, in the words of the one who typed them."""
 
-    def __init__(self, docstring: str | None, sections: tuple[str, ...] = ()) -> None:
-        super().__init__(
-            description=(docstring or "").strip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        self.sections = sections
+    sections: tuple[str, ...] | None = None
+    """The sections of the settings that --help shows; all where there are none; None where no setting is a flag."""
 
-    def format_usage(self) -> str:
-        """One line with the positional arguments."""
-        self._describe_usage()
-        return super().format_usage()
+    def __init__(self, docstring: str | None) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=(docstring or "").strip(), formatter_class=form, allow_abbrev=False)
 
     def format_help(self) -> str:
-        """Usage, the docstring, and the options."""
-        self._describe_usage()
-        return super().format_help()
-
-    def _describe_usage(self) -> None:
+        """Usage with the positional arguments, the docstring, and the options."""
         given = [str(action.metavar or action.dest) for action in self._actions if not action.option_strings]
         self.usage = " ".join([f"python {self.prog}", *given, "[options]"])
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError for one of argparse's messages."""
         text = " ".join(message.split())
-        if found := re.match(r"unrecognized arguments: (\S+)", text):
-            name = found[1].lstrip("-").split("=")[0]
-            if found[1].startswith("--"):
-                raise UserError(f"no setting is called {name}{nearest(name) if self.sections else '; see --help'}")
-            raise UserError(f"{found[1]} is one argument too many; see --help")
-        kinds = {"invalid float value": "a number", "invalid int value": "a whole number"}
-        for said, wanted in kinds.items():
-            text = re.sub(rf"^argument (.*): {said}: (.*)$", rf"\1 is \2 and must be {wanted}", text)
-        text = re.sub(
-            r"^argument (.*): invalid choice: (.*) \(choose from (.*)\)$", r"\1 is \2 and must be one of \3", text
-        )
-        text = re.sub(r"^argument (.*): expected (one|at least one) argument$", r"\1 needs a value", text)
-        text = re.sub(r"^the following arguments are required: (.*)$", r"\1 must be given; see --help", text)
+        if self.sections is not None and (wrong := re.match(r"unrecognized arguments: --([^\s=]+)", text)):
+            raise UserError(unknown(wrong[1]))
+        for said, plain in SAID:
+            text = re.sub(f"^{said}$", plain, text)
         raise UserError(text)
-
-
-EVERYWHERE = ("",)
 
 
 def make_parser(docstring: str | None, *sections: str) -> Parser:
@@ -89,7 +79,8 @@ def make_parser(docstring: str | None, *sections: str) -> Parser:
     `docstring` is the script's: `--help` shows it as it is, and then the settings of `sections`, those that the script
     reads. `--help-all` shows all.
     """
-    parser = Parser(docstring, sections or EVERYWHERE)
+    parser = Parser(docstring)
+    parser.sections = sections
     parser.add_argument("--config", metavar="FILE.yaml", help=f"settings (default: configs/{DEFAULT_CONFIG.name})")
     parser.add_argument("--help-all", action="help", help="show all settings, not only those that this script reads")
     return parser
@@ -99,37 +90,27 @@ def _add_settings(parser: Parser, in_force: Settings, show_all: bool) -> None:
     """A flag for every setting, grouped by section; the help shows the values `in_force` as defaults."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, field, _ in fields():
-        top, dot, _ = name.partition(".")
-        key = top if dot else ""
-        if key not in groups:
-            title = f"{key}: {_first_line(type(get(in_force, key)))}" if key else "settings of every script"
-            groups[key] = parser.add_argument_group(title)
-        is_shown = show_all or parser.sections == EVERYWHERE or not key or key in parser.sections
+        section = name.partition(".")[0] if "." in name else ""
+        if section not in groups:
+            doc = str(get(in_force, section).__doc__).strip(".") if section else ""
+            groups[section] = parser.add_argument_group(f"{section}: {doc}" if section else "settings of every script")
+        is_shown = show_all or not parser.sections or section in ("", *parser.sections)
         description = f"{field.description} (default: {shown(get(in_force, name))})".replace("%", "%%")
-        groups[key].add_argument(
+        groups[section].add_argument(
             f"--{name}",
             dest=name,
-            metavar=_metavar(field),
+            metavar="|".join(choices(field)) or METAVARS.get(plain_type(field), "[N,...]"),
             default=argparse.SUPPRESS,
             help=description if is_shown else argparse.SUPPRESS,
         )
 
 
-def _first_line(section: type[Section]) -> str:
-    return (section.__doc__ or "").split("\n\n")[0].strip()
-
-
-def _metavar(field: FieldInfo) -> str:
-    if names := choices(field):
-        return "|".join(names)
-    kind = plain_type(field)
-    return {int: "N", float: "X", bool: "true|false", str: "TEXT"}.get(kind, "[N,...]")
+METAVARS = {int: "N", float: "X", bool: "true|false", str: "TEXT"}
 
 
 def _parsed(text: str, field: FieldInfo) -> Any:
     """The value of a flag: for settings that are texts as it is typed, else as YAML has it."""
-    kind = plain_type(field)
-    if kind is str or typing.get_origin(kind) is Literal:
+    if plain_type(field) is str or choices(field):
         return None if text == "null" and NoneType in typing.get_args(field.annotation) else text
     try:
         return parse_yaml(text)
@@ -150,20 +131,15 @@ def parse_settings(
     reads is a mistake too; scripts that call scripts pass on flags that only some of them read.
     Raises UserError that lists every mistake at once.
     """
-    is_own = argv is None
-    argv = list(sys.argv[1:] if argv is None else argv)
-    named = peek(argv, "--config")
-    if base is None and not named:
-        named = [str(DEFAULT_CONFIG)]
-    of_files: dict[str, Any] = flatten(base) if base else {}
-    for path in named:
+    is_own, argv = argv is None, sys.argv[1:] if argv is None else argv
+    of_files = flatten(base) if base else {}
+    for path in peek(argv, "--config") or ([] if base else [str(DEFAULT_CONFIG)]):
         of_files |= read_yaml(os.path.expanduser(path))
     in_force, _ = validated(of_files)
     _add_settings(parser, in_force, show_all="--help-all" in argv)
     arguments = parser.parse_args(argv)
-    of_flags = {
-        name: _parsed(getattr(arguments, name), field) for name, field, _ in fields() if hasattr(arguments, name)
-    }
+    given = vars(arguments)
+    of_flags = {name: _parsed(given[name], field) for name, field, _ in fields() if name in given}
     settings, found = validated({**of_files, **of_flags})
     found += mistakes(settings)
     if is_own and not found:
@@ -180,18 +156,12 @@ def peek(argv: list[str], flag: str) -> list[str]:
     return [value for value in parser.parse_known_args(argv)[0].values if value]
 
 
-def without(argv: list[str], flags: Mapping[str, int]) -> list[str]:
-    """A command line without some flags and the number of values that follow each."""
-    kept, skip = [], 0
-    for word in argv:
-        name, equals, _ = word.partition("=")
-        if name in flags:
-            skip = flags[name] - 1 if equals else flags[name]
-        elif skip:
-            skip -= 1
-        else:
-            kept.append(word)
-    return kept
+def without(argv: list[str], flags: Iterable[str]) -> list[str]:
+    """A command line without some flags and the values that follow each."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in flags:
+        parser.add_argument(flag, nargs="*")
+    return parser.parse_known_args(argv)[1]
 
 
 def say_next(*words: str | Path) -> None:

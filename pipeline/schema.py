@@ -6,49 +6,82 @@ The command line, its help, the mistakes it lists, the stamps of the steps, the 
 are derived from this schema. To add a setting, add its field.
 """
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from pipeline.registry import LOSSES, READERS, TEXT_ENCODERS
-from pipeline.setting_types import (
-    LARGEST,
-    Count,
-    FolderName,
-    FromTwo,
-    LanguageCode,
-    Natural,
-    NotNegative,
-    OneOf,
-    PathText,
-    Positive,
-    Rate,
-    ReadWhen,
-    Section,
-    Shapes,
-    Share,
-)
+from pipeline.registry import LOSSES, READERS, TEXT_ENCODERS, Registry
 
 PREPARE, DOC2VEC, VECTORS, IMAGE_FEATURES, NEIGHBORS, SIAMESE, RUN, EVALUATION = (
     "prepare doc2vec vectors image_features neighbors siamese run evaluation".split()
 )
-SEEDED = (PREPARE, DOC2VEC, VECTORS, NEIGHBORS, SIAMESE, RUN)
-"""The steps whose outputs a setting may shape, and those of them that draw by the seed."""
+"""The steps whose outputs a setting may shape."""
 
 ANGULAR, TRIPLET = (1.0, 0.3, 0.2), (1.0, 0.1, 0.3)
 """SYM, IMG and TEXT of Sec. 3.3. The paper's beta is IMG, its alpha TEXT."""
 
+LARGEST = 2**31 - 1
+"""The C code of gensim, Faiss and Pillow takes no larger whole number."""
+
+
+class Shapes:
+    """The steps whose outputs a section's settings shape, or those of one setting where they are others."""
+
+    def __init__(self, *steps: str) -> None:
+        self.steps = steps
+
+
+class ReadWhen:
+    """Values of another setting under which a setting is read, or `unless` which it is not; joined by `|`."""
+
+    def __init__(self, name: str, *values: Any, unless: tuple[Any, ...] = ()) -> None:
+        self.alternatives = [(name, values, unless)]
+
+    def __or__(self, other: "ReadWhen") -> "ReadWhen":
+        either = ReadWhen("")
+        either.alternatives = self.alternatives + other.alternatives
+        return either
+
+
 WITH_GRU = ReadWhen("model.text.encoder", "gru") | ReadWhen("siamese.encoder", "gru")
 WITH_GRAPH = ReadWhen("model.text.encoder", "graph") | ReadWhen("siamese.encoder", "graph")
 WITH_PIXELS = ReadWhen("model.image.trainable", True) | ReadWhen("model.image.cache_features", False)
+WITH_HNSW = ReadWhen("neighbors.method", "auto", "hnsw")
+WITH_ANGLE = ReadWhen("loss.base", "angular", "fine_grained")
+
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST)]
+FromTwo = Annotated[int, Field(ge=2, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[^./\x00][^/\x00]*$")]
+PathText = Annotated[
+    str, Field(pattern=r"^[^\x00]*$"), AfterValidator(lambda path: os.path.expanduser(os.path.expandvars(path)))
+]
+
+
+class Section(BaseModel):
+    """A section of the settings. A setting with a registry in its type takes one of its names."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_assignment=True
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _is_registered(cls, value: Any, field: ValidationInfo) -> Any:
+        for names in cls.model_fields[str(field.field_name)].metadata:
+            if isinstance(names, Registry) and value not in names:
+                raise ValueError(f"one of {', '.join(names)}")
+        return value
 
 
 class Synthetic(Section):
     """The made-up dataset (source `synthetic`)."""
-
-    SHAPES = (PREPARE,)
-    READ_WHEN = ReadWhen("dataset.source", "synthetic")
 
     pairs: Annotated[int, Field(ge=10, le=LARGEST)] = 2000
     """Image-text pairs to make."""
@@ -65,11 +98,9 @@ class Synthetic(Section):
 class Dataset(Section):
     """Where the pairs come from and which of them are kept (step 0)."""
 
-    SHAPES = (PREPARE,)
-
-    source: Annotated[str, OneOf(READERS)] = "openclipart"
+    source: Annotated[str, READERS] = "openclipart"
     """Reader of the published files."""
-    name: FolderName | None = None
+    name: Name | None = None
     """Name of the dataset; null takes the source's. Names the folder under work/."""
     root: Annotated[PathText | None, ReadWhen("dataset.source", unless=("synthetic",))] = None
     """Folder of the published files. Null is allowed for openclipart (fetched with apt-get) and synthetic (drawn)."""
@@ -79,7 +110,7 @@ class Dataset(Section):
     """Shorter texts are rejected (Politics: 501); null keeps them."""
     karpathy_split: bool | None = None
     """Sources coco and flickr30k: take Karpathy's splits. Null: where their file lies in root."""
-    language: Annotated[LanguageCode, Shapes(PREPARE, DOC2VEC, VECTORS)] = "en"
+    language: Annotated[Name, Shapes(PREPARE, DOC2VEC, VECTORS)] = "en"
     """Language of the texts, ISO 639-1: decides word and sentence segmentation and stop words."""
     published_splits: bool = True
     """Take the owners' splits where there are some; false draws all three by seed, as the paper (Sec. 3.3)."""
@@ -98,13 +129,11 @@ class Dataset(Section):
     """Decode every image once at preparation, or read only its header."""
     max_pixels: Count = 400_000_000
     """Images with more pixels are rejected."""
-    synthetic: Synthetic = Synthetic()
+    synthetic: Annotated[Synthetic, ReadWhen("dataset.source", "synthetic")] = Synthetic()
 
 
 class Text(Section):
     """From text to words (steps 1 and 2)."""
-
-    SHAPES = (DOC2VEC, VECTORS, RUN)
 
     max_sentences: Count | None = 2
     """Sentences of a text that are used, from its beginning; null uses all."""
@@ -116,8 +145,6 @@ class Text(Section):
 
 class Doc2Vec(Section):
     """The text space Omega in which neighbors are looked up (steps 1 and 2)."""
-
-    SHAPES = (DOC2VEC, VECTORS, RUN)
 
     vector_size: Count = 200
     """Dimensions of document and word vectors."""
@@ -146,25 +173,23 @@ class Doc2Vec(Section):
 class Neighbors(Section):
     """Semantic neighbors of the train pairs (step 3), and how training draws one (step 4)."""
 
-    SHAPES = (NEIGHBORS, RUN)
-
     space: Literal["doc2vec", "images"] = "doc2vec"
     """Space of the neighbors: Doc2Vec's, or pretrained image features' (OURS (Img NNs))."""
     k: Count = 200
     """Nearest neighbors kept for each pair."""
     method: Literal["auto", "exact", "hnsw"] = "hnsw"
     """HNSW as the paper, exact search, or whichever is faster at this size."""
-    library: Annotated[Literal["auto", "nmslib", "faiss"], ReadWhen("neighbors.method", "auto", "hnsw")] = "auto"
+    library: Annotated[Literal["auto", "nmslib", "faiss"], WITH_HNSW] = "auto"
     """Library of HNSW; auto takes nmslib, as the authors, unless its two copies of the vectors take too much memory."""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """Distance in the space."""
-    min_recall: Annotated[float, Field(gt=0, le=1), ReadWhen("neighbors.method", "auto", "hnsw")] = 0.95
+    min_recall: Annotated[float, Field(gt=0, le=1), WITH_HNSW] = 0.95
     """HNSW's query effort is raised until this share of the true neighbors is found."""
     recall_sample: Count = 1000
     """Rows on which that share is measured against exact search."""
-    hnsw_m: Annotated[int, Field(ge=2, le=LARGEST), ReadWhen("neighbors.method", "auto", "hnsw")] = 16
+    hnsw_m: Annotated[int, Field(ge=2, le=LARGEST), WITH_HNSW] = 16
     """HNSW: links a node."""
-    hnsw_ef_construction: Annotated[Count, ReadWhen("neighbors.method", "auto", "hnsw")] = 200
+    hnsw_ef_construction: Annotated[Count, WITH_HNSW] = 200
     """HNSW: candidate list while building."""
     draw: Annotated[Literal["neighbors", "anywhere"], Shapes(RUN)] = "neighbors"
     """Positive of L_img and L_text: from the neighbors, or, as a control, from the whole train split."""
@@ -175,9 +200,7 @@ class Neighbors(Section):
 class ImageEncoder(Section):
     """The image stream."""
 
-    SHAPES = (RUN,)
-
-    backbone: Annotated[str, Shapes(RUN, IMAGE_FEATURES)] = "resnet50"
+    backbone: Annotated[Name, Shapes(RUN, IMAGE_FEATURES)] = "resnet50"
     """A torchvision classification model by name, or efficientnet_lite0."""
     weights: Annotated[PathText, Shapes(RUN, IMAGE_FEATURES)] = "imagenet"
     """imagenet (downloaded by torchvision, in its package for efficientnet_lite0), none (Xavier), or a file's path."""
@@ -192,9 +215,7 @@ class ImageEncoder(Section):
 class TextEncoder(Section):
     """The text stream."""
 
-    SHAPES = (RUN,)
-
-    encoder: Annotated[str, OneOf(TEXT_ENCODERS)] = "gru"
+    encoder: Annotated[str, TEXT_ENCODERS] = "gru"
     """A GRU over the words, the mean of their embeddings, or a convolution over the graph of all words."""
     hidden_size: Annotated[Count, Shapes(RUN, SIAMESE), WITH_GRU] = 512
     """GRU's hidden state."""
@@ -215,8 +236,6 @@ class TextEncoder(Section):
 class PVSE(Section):
     """Polysemous embeddings (Song & Soleymani, CVPR 2019): both streams add what they attend to of local features."""
 
-    SHAPES = (RUN,)
-
     embeddings: Natural = 0
     """Embeddings an image and a text (theirs: 2 on COCO); 0 is the plain two-stream model."""
     dropout: Annotated[Rate, ReadWhen("model.pvse.embeddings", unless=(0,))] = 0.0
@@ -229,8 +248,6 @@ class PVSE(Section):
 
 class Model(Section):
     """The two-stream model."""
-
-    SHAPES = (RUN,)
 
     dimensions: Count = 256
     """Dimensions of the joint space."""
@@ -245,14 +262,12 @@ class Model(Section):
 class Loss(Section):
     """The loss that the terms are made of."""
 
-    SHAPES = (RUN,)
-
-    base: Annotated[str, OneOf(LOSSES)] = "angular"
+    base: Annotated[str, LOSSES] = "angular"
     """Eq. 2 or Eq. 1 of the paper in N-pairs; the structure-preserving loss of Wang et al. 2016 (STRUC); or the
     pairwise loss of Xu et al. 2019 for the pairs, with Eq. 2 for L_img and L_text."""
-    form: Annotated[Literal["logsumexp", "hinge"], ReadWhen("loss.base", "angular", "fine_grained")] = "logsumexp"
+    form: Annotated[Literal["logsumexp", "hinge"], WITH_ANGLE] = "logsumexp"
     """Angular N-pairs as in Wang et al. 2017, or the paper's Eq. 2 and 3 to the letter."""
-    tan_squared_alpha: Annotated[Positive | None, ReadWhen("loss.base", "angular", "fine_grained")] = None
+    tan_squared_alpha: Annotated[Positive | None, WITH_ANGLE] = None
     """tan^2 of the angle; null takes 1 for logsumexp and 0.2 for hinge, which has no gradient for unrelated vectors
     from 1/3 on."""
     margin: Annotated[Positive | None, ReadWhen("loss.base", unless=("angular", "fine_grained"))] = None
@@ -274,12 +289,10 @@ class Loss(Section):
 class Siamese(Section):
     """The siamese text network that measures how alike two texts are (train_siamese_labels.py)."""
 
-    SHAPES = (SIAMESE, RUN)
-
     relevance: Literal["auto", "category", "neighbors"] = "auto"
     """What makes two texts alike, here and in loss.base fine_grained: one category, or being Doc2Vec neighbors; auto
     takes categories where there are some."""
-    encoder: Annotated[str, OneOf(TEXT_ENCODERS)] = "graph"
+    encoder: Annotated[str, TEXT_ENCODERS] = "graph"
     """Text encoder that both sides share; its other settings are those of model.text."""
     dimensions: Count = 64
     """Dimensions of a text's vector."""
@@ -301,8 +314,6 @@ class Siamese(Section):
 
 class Training(Section):
     """The training loop (step 4)."""
-
-    SHAPES = (RUN,)
 
     batch_size: Count = 64
     """Pairs in a minibatch, however many processes share it."""
@@ -356,8 +367,6 @@ class Training(Section):
 class Evaluation(Section):
     """What is measured on the test split (step 5)."""
 
-    SHAPES = (EVALUATION,)
-
     split: Literal["test", "val"] = "test"
     """Split to measure on."""
     kway: Annotated[list[FromTwo], Field(min_length=1)] = Field(default_factory=lambda: [5, 20])
@@ -384,7 +393,7 @@ class Tuning(Section):
 class Settings(Section):
     """All settings."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32), Shapes(*SEEDED)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32), Shapes(PREPARE, DOC2VEC, VECTORS, NEIGHBORS, SIAMESE, RUN)] = 0
     """Seeds all that is random."""
     deterministic: Annotated[bool, Shapes(DOC2VEC, NEIGHBORS, SIAMESE, RUN)] = False
     """The same files bit for bit from the same command on the same machine; costs cores in steps 1 and 3."""
@@ -393,15 +402,15 @@ class Settings(Section):
     features: PathText | None = None
     """Folder of cached image features; null is <work>/features. Splits of a dataset can share it that keep the same
     images: others would compute theirs in turns."""
-    dataset: Dataset = Dataset()
-    text: Text = Text()
-    doc2vec: Doc2Vec = Doc2Vec()
-    neighbors: Neighbors = Neighbors()
-    model: Model = Model()
-    loss: Loss = Loss()
-    siamese: Siamese = Siamese()
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
+    dataset: Annotated[Dataset, Shapes(PREPARE)] = Dataset()
+    text: Annotated[Text, Shapes(DOC2VEC, VECTORS, RUN)] = Text()
+    doc2vec: Annotated[Doc2Vec, Shapes(DOC2VEC, VECTORS, RUN)] = Doc2Vec()
+    neighbors: Annotated[Neighbors, Shapes(NEIGHBORS, RUN)] = Neighbors()
+    model: Annotated[Model, Shapes(RUN)] = Model()
+    loss: Annotated[Loss, Shapes(RUN)] = Loss()
+    siamese: Annotated[Siamese, Shapes(SIAMESE, RUN)] = Siamese()
+    training: Annotated[Training, Shapes(RUN)] = Training()
+    evaluation: Annotated[Evaluation, Shapes(EVALUATION)] = Evaluation()
     tuning: Tuning = Tuning()
 
     @property

@@ -1,55 +1,21 @@
 """Settings read from files, compared and checked. The schema itself is in schema.py."""
 
 import difflib
+import re
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError
-from pipeline.registry import FILES_IN_ROOT
-from pipeline.schema import (
-    PVSE,
-    Dataset,
-    Doc2Vec,
-    Evaluation,
-    ImageEncoder,
-    Loss,
-    Model,
-    Neighbors,
-    Settings,
-    Siamese,
-    Synthetic,
-    Text,
-    TextEncoder,
-    Training,
-    Tuning,
-)
-from pipeline.setting_types import OneOf, ReadWhen, Section, Shapes, is_unicode
-from pipeline.yaml_files import read_yaml_file
-
-__all__ = [
-    "PVSE",
-    "Dataset",
-    "Doc2Vec",
-    "Evaluation",
-    "ImageEncoder",
-    "Loss",
-    "Model",
-    "Neighbors",
-    "Settings",
-    "Siamese",
-    "Synthetic",
-    "Text",
-    "TextEncoder",
-    "Training",
-    "Tuning",
-    "is_unicode",
-]
+from pipeline.registry import FILES_IN_ROOT, Registry
+from pipeline.schema import ReadWhen, Section, Settings, Shapes
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "openclipart.yaml"
 
@@ -60,39 +26,46 @@ RETIRED = frozenset({"evaluation.sampled_repeats", "dataset.new_splits"})
 # What the schema says
 
 
-def fields(kind: type[Section] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo, type[Section]]]:
-    """Every setting in the order of the schema: dotted name, field and section."""
-    for name, field in kind.model_fields.items():
+def fields(
+    section: type[Section] = Settings, prefix: str = "", above: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, FieldInfo, tuple[Any, ...]]]:
+    """Every setting in the order of the schema: dotted name, field, and its metadata before its sections'."""
+    for name, field in section.model_fields.items():
+        metadata = (*field.metadata, *above)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from fields(field.annotation, f"{prefix}{name}.")
+            yield from fields(field.annotation, f"{prefix}{name}.", metadata)
         else:
-            yield prefix + name, field, kind
+            yield prefix + name, field, metadata
 
 
-def _metadata(field: FieldInfo, kind: type) -> list[Any]:
-    return [item for item in field.metadata if isinstance(item, kind)]
+def _first(metadata: Iterable[Any], kind: type) -> Any:
+    return next((item for item in metadata if isinstance(item, kind)), None)
 
 
-def names_shaping(*steps: str, schema: type[Section] = Settings) -> tuple[str, ...]:
+def names_shaping(*steps: str) -> tuple[str, ...]:
     """Dotted names of the settings that shape the outputs of any of these steps."""
-    return tuple(
-        name
-        for name, field, section in fields(schema)
-        if {*steps} & {*(own[0].steps if (own := _metadata(field, Shapes)) else section.SHAPES)}
-    )
+    shapes = {name: _first(metadata, Shapes) for name, _, metadata in fields()}
+    return tuple(name for name, of_name in shapes.items() if of_name and {*steps} & {*of_name.steps})
+
+
+def plain_type(field: FieldInfo) -> Any:
+    """A field's type without null and without ranges."""
+    kind: Any = field.annotation
+    if NoneType in typing.get_args(kind):
+        kind = next(one for one in typing.get_args(kind) if one is not NoneType)
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The texts that a setting takes; none where it takes any."""
+    kind = plain_type(field)
+    named: tuple[str, ...] = tuple(_first(field.metadata, Registry) or ())
+    return typing.get_args(kind) if typing.get_origin(kind) is Literal else named
 
 
 def get(settings: Section, name: str) -> Any:
     """The setting of a dotted name, such as `training.batch_size`."""
-    value: Any = settings
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def flatten(settings: Section) -> dict[str, Any]:
-    """All settings by dotted name, in the order of the schema."""
-    return {name: get(settings, name) for name, _, _ in fields(type(settings))}
+    return attrgetter(name)(settings)
 
 
 def select(settings: Section, names: Collection[str]) -> dict[str, Any]:
@@ -100,9 +73,9 @@ def select(settings: Section, names: Collection[str]) -> dict[str, Any]:
     return {name: get(settings, name) for name in names}
 
 
-def replaced(settings: Settings, values: dict[str, Any]) -> Settings:
-    """A copy of the settings with other values, by dotted name. Raises UserError for values of the wrong kind."""
-    return _built({**flatten(settings), **values}, type(settings))
+def flatten(settings: Settings) -> dict[str, Any]:
+    """All settings by dotted name, in the order of the schema."""
+    return {name: get(settings, name) for name, _, _ in fields()}
 
 
 # Mistakes
@@ -131,23 +104,21 @@ def mistakes(settings: Settings) -> list[str]:
         for name, value, other, values in GOES_WITH
         if get(settings, name) == value and get(settings, other) not in values
     ]
-    dataset, synthetic = settings.dataset, settings.dataset.synthetic
+    dataset, neighbors, training = settings.dataset, settings.neighbors, settings.training
     if dataset.source in FILES_IN_ROOT and not dataset.root:
-        found.append(
-            f"dataset.source {dataset.source} needs dataset.root, the folder with {FILES_IN_ROOT[dataset.source]}"
-        )
+        needed = FILES_IN_ROOT[dataset.source]
+        found.append(f"dataset.source {dataset.source} needs dataset.root, the folder with {needed}")
     if dataset.source == "manifest" and not dataset.manifest:
         found.append("dataset.source manifest needs dataset.manifest, the file with the pairs")
-    val_share = dataset.test_share if dataset.val_share is None else dataset.val_share
-    if val_share + dataset.test_share >= 1:
+    if dataset.test_share + (dataset.test_share if dataset.val_share is None else dataset.val_share) >= 1:
         found.append("dataset.val_share and dataset.test_share leave nothing to train on")
-    if synthetic.motifs_per_topic > synthetic.motifs:
+    if dataset.synthetic.motifs_per_topic > dataset.synthetic.motifs:
         found.append("dataset.synthetic.motifs_per_topic is larger than dataset.synthetic.motifs")
     if not settings.doc2vec.hierarchical_softmax and settings.doc2vec.negative == 0:
         found.append("doc2vec needs hierarchical_softmax: true or negative above 0")
-    if (settings.neighbors.draw_from or 0) > settings.neighbors.k:
-        found.append(f"neighbors.draw_from is {settings.neighbors.draw_from}, more than neighbors.k")
-    if settings.training.batches == "neighborhoods" and settings.training.batch_size < 4:
+    if (neighbors.draw_from or 0) > neighbors.k:
+        found.append(f"neighbors.draw_from is {neighbors.draw_from}, more than neighbors.k")
+    if training.batches == "neighborhoods" and training.batch_size < 4:
         found.append("training.batches neighborhoods needs a training.batch_size of 4 or more, for two couples")
     return found
 
@@ -164,57 +135,29 @@ def mistakes_of_weights(settings: Settings, sym: float, img: float) -> list[str]
 
 def not_read(settings: Settings, names: Collection[str]) -> list[str]:
     """Those of the settings `names` that differ from their default and that nothing reads, a sentence each."""
-    conditions = {name: _condition(field, section) for name, field, section in fields(type(settings))}
+    conditions = {name: _first(metadata, ReadWhen) for name, _, metadata in fields()}
+    default = Settings()
 
-    def unmet(name: str) -> str | None:
-        """What would have to be set for this setting to be read; None where it is read."""
-        condition = conditions[name]
-        if condition is None:
-            return None
+    def unmet(name: str) -> str:
+        """What would have to be set for this setting to be read; empty where it is read."""
         wanted = []
-        for other, values, unless in condition.alternatives:
-            further = unmet(other)
-            value = get(settings, other)
-            if further is None and (value not in unless if unless else value in values):
-                return None
+        for other, values, unless in conditions[name].alternatives if conditions[name] else ():
+            further, value = unmet(other), get(settings, other)
+            if not further and (value not in unless if unless else value in values):
+                return ""
             words = f"{other} other than {_listed(unless)}" if unless else f"{other} {_listed(values)}"
             wanted.append(f"{further} and {words}" if further else words)
         return " or ".join(wanted)
 
-    found = []
-    for name, field, _ in fields(type(settings)):
-        value = get(settings, name)
-        is_default = value == field.get_default(call_default_factory=True)
-        if name in names and not is_default and (wanted := unmet(name)):
-            found.append(f"{name} is {shown(value)}, which nothing reads: it goes with {wanted}")
-    return found
-
-
-def _condition(field: FieldInfo, section: type[Section]) -> ReadWhen | None:
-    return next(iter(_metadata(field, ReadWhen)), section.READ_WHEN)
+    return [
+        f"{name} is {shown(value)}, which nothing reads: it goes with {wanted}"
+        for name, value in select(settings, names).items()
+        if value != get(default, name) and (wanted := unmet(name))
+    ]
 
 
 def _listed(values: Collection[Any]) -> str:
     return " or ".join(map(shown, values))
-
-
-WANTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "string_unicode": "text that a file can hold",
-    "list_type": "a list of whole numbers",
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "below {lt:.0f}",
-    "less_than_equal": "at most {le:.0f}",
-    "too_short": "a list of {min_length} or more",
-    "too_long": "a list of {max_length} at most",
-}
-"""What a value must be, by pydantic's type of error."""
 
 
 def shown(value: Any) -> str:
@@ -224,49 +167,53 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) and value.isidentifier() else f"{value!r:.60}"
 
 
-def _wrong_values(error: ValidationError, kinds: dict[str, FieldInfo]) -> dict[str, str]:
-    """By dotted name, what is wrong with each value that is of the wrong kind or out of its range."""
-    found: dict[str, str] = {}
-    for wrong in error.errors():
-        name = ".".join(str(part) for part in wrong["loc"] if not isinstance(part, int))
-        name = next((known for known in kinds if name == known or name.startswith(f"{known}.")), name)
-        context = wrong.get("ctx", {})
-        if wrong["type"] == "literal_error":
-            wanted = f"one of {', '.join(choices(kinds[name]))}"
-        elif wrong["type"] == "value_error":
-            wanted = str(context["error"])
-        else:
-            wanted = WANTED[wrong["type"]].format(**context)
-        null = (
-            " or null"
-            if wrong["type"].endswith("_type") and NoneType in typing.get_args(kinds[name].annotation)
-            else ""
-        )
-        found.setdefault(name, f"{name} is {shown(wrong['input'])} and must be {wanted}{null}")
-    return found
-
-
-def plain_type(field: FieldInfo) -> Any:
-    """A field's type without null and without ranges."""
-    kind: Any = field.annotation
-    if NoneType in typing.get_args(kind):
-        kind = next(one for one in typing.get_args(kind) if one is not NoneType)
-    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-
-
-def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The texts that a setting takes; none where it takes any."""
-    names = next(iter(_metadata(field, OneOf)), None)
-    kind = plain_type(field)
-    return tuple(names.registry) if names else typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+def unknown(name: str) -> str:
+    """That a name is no setting's, with a hint at the setting whose name is most like it."""
+    close = difflib.get_close_matches(name, [known for known, _, _ in fields()], n=1)
+    return f"no setting is called {name}; {f'did you mean {close[0]}?' if close else '--help-all lists all settings'}"
 
 
 # Reading
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-3 is a number, and a key that stands twice in a mapping is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ValueError(f"{key.value} stands twice (again in line {key.start_mark.line + 1}); keep one")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# PyYAML follows YAML 1.1, where a number with an exponent needs a point and a sign.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises PyYAML's errors, and ValueError for a key that stands twice."""
+    return _Loader(text).get_single_data()
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The settings in a YAML file by dotted name. Raises UserError that names the file and what is wrong in it."""
-    return checked_tree(read_yaml_file(path), str(path))
+    try:
+        tree = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        why = f"{error.strerror}; name a file such as configs/openclipart.yaml"
+        raise UserError(f"cannot read the config {path}: {why}") from None
+    except Exception as error:  # YAML's constructors raise anything: a date of the 99th month, a thousand brackets
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"the config {path} is no valid YAML: {why}") from None
+    return checked_tree(tree, str(path))
+
+
+SCALARS = (str, int, float, NoneType)
 
 
 def checked_tree(tree: Any, path: str, ignored: Collection[str] = ()) -> dict[str, Any]:
@@ -274,72 +221,62 @@ def checked_tree(tree: Any, path: str, ignored: Collection[str] = ()) -> dict[st
     if not isinstance(tree, dict):
         raise UserError(f"the config {path} must hold settings by name, such as `seed: 0`")
     known = [name for name, _, _ in fields()]
-    leaves = {name: value for name, value in _leaves(tree).items() if name not in ignored}
-    sections = [name for name in leaves if _is_section(name)]
-    if wrong := [f"{name}{nearest(name)}" for name in leaves if name not in known and name not in sections]:
-        raise UserError(f"{path} names no setting with {' and '.join(wrong)}")
-    if sections:
-        raise UserError(f"{path}: {' and '.join(sections)} is a section and needs settings below it")
-    # An alias in YAML may stand for a list of lists of lists, which would fill the memory where it is shown.
-    if wrong := [name for name, value in leaves.items() if not _is_plain(value)]:
-        raise UserError(f"{path}: {' and '.join(wrong)} must be a single value or a list of such")
-    return leaves
 
+    def is_section(name: str) -> bool:
+        return any(setting.startswith(f"{name}.") for setting in known)
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a scalar or a list of scalars."""
-    scalars = value if isinstance(value, list) else [value]
-    return all(item is None or isinstance(item, (bool, int, float, str)) for item in scalars)
+    def leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, dict) and is_section(f"{prefix}{key}"):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
 
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a tree by dotted name; a section that is no mapping is among them."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        found |= _leaves(value, name + ".") if isinstance(value, dict) and _is_section(name) else {name: value}
+    found = {name: value for name, value in leaves(tree) if name not in ignored}
+    wrong = []
+    for name, value in found.items():
+        if is_section(name):
+            wrong.append(f"{name} is a section and needs settings below it")
+        elif name not in known:
+            wrong.append(unknown(name))
+        # An alias in YAML may stand for a list of lists of lists, which would fill the memory where it is shown.
+        elif not all(isinstance(item, SCALARS) for item in (value if isinstance(value, list) else [value])):
+            wrong.append(f"{name} must be a single value or a list of such")
+    if wrong:
+        raise UserError(f"{path}: {'; '.join(wrong)}")
     return found
 
 
-def _is_section(name: str) -> bool:
-    return any(setting.startswith(name + ".") for setting, _, _ in fields())
+WANTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list of whole numbers",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:.0f}",
+    "less_than_equal": "at most {le:.0f}",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length} at most",
+    "literal_error": "one of {expected}",
+    "value_error": "{error}",
+}
+"""What a value must be, by pydantic's type of error. All other types are those of texts."""
 
 
-def nearest(name: str) -> str:
-    """A hint at the setting whose name is most like `name`: in its own section first, then by its last part."""
-    section, _, last = name.rpartition(".")
-    known = [known for known, _, _ in fields()]
-    siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
-    by_last = {other.rpartition(".")[2]: other for other in reversed(known)}
-    for candidates in (siblings, by_last):
-        if close := difflib.get_close_matches(last, candidates, n=1, cutoff=0.6):
-            return f"; did you mean {candidates[close[0]]}?"
-    return "; --help-all lists all settings"
-
-
-def _built(leaves: dict[str, Any], schema: type[Settings] = Settings) -> Settings:
-    """Settings of values by dotted name. Raises UserError with every value that is of the wrong kind."""
-    settings, wrong = validated(leaves, schema)
-    if wrong:
-        raise UserError("; ".join(wrong))
-    return settings
-
-
-def validated(leaves: dict[str, Any], schema: type[Settings] = Settings) -> tuple[Settings, list[str]]:
+def validated(leaves: dict[str, Any]) -> tuple[Settings, list[str]]:
     """Settings of values by dotted name, and what is wrong with some, which then have their default."""
-    tree: dict[str, Any] = {}
+    settings, wrong = Settings(), []
     for name, value in leaves.items():
-        section, *rest = name.split(".")
-        below = tree
-        for part in rest:
-            below, section = below.setdefault(section, {}), part
-        below[section] = value
-    try:
-        return schema.model_validate(tree), []
-    except ValidationError as error:
-        wrong = _wrong_values(error, {name: field for name, field, _ in fields(schema)})
-        rest_of_it, more = validated({name: value for name, value in leaves.items() if name not in wrong}, schema)
-        return rest_of_it, [*wrong.values(), *more]
+        section, _, last = name.rpartition(".")
+        try:
+            setattr(get(settings, section) if section else settings, last, value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            wanted = WANTED.get(first["type"], "text that can name a file").format(**first.get("ctx", {}))
+            wrong.append(f"{name} is {shown(first['input'])} and must be {wanted}")
+    return settings, wrong
 
 
 def load_settings(*sources: str | Path | dict[str, Any]) -> Settings:
@@ -350,4 +287,12 @@ def load_settings(*sources: str | Path | dict[str, Any]) -> Settings:
     leaves: dict[str, Any] = {}
     for source in sources:
         leaves |= checked_tree(source, "the settings") if isinstance(source, dict) else read_yaml(source)
-    return _built(leaves)
+    settings, wrong = validated(leaves)
+    if wrong:
+        raise UserError("; ".join(wrong))
+    return settings
+
+
+def replaced(settings: Settings, values: dict[str, Any]) -> Settings:
+    """A copy of the settings with other values, by dotted name. Raises UserError for values of the wrong kind."""
+    return load_settings({**flatten(settings), **values})

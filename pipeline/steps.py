@@ -19,7 +19,8 @@ from typing import Any
 from pipeline import schema
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, lock, read_json, write_json
-from pipeline.settings import Settings, flatten, names_shaping, replaced, select
+from pipeline.schema import Settings
+from pipeline.settings import flatten, names_shaping, replaced, select
 from pipeline.work import OUTPUTS
 
 LIBRARIES = (

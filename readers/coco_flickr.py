@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.errors import UserError
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 from readers.delimited import names_an_image, read_records
 from readers.published import (
     LONGEST_LINE,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from images.tar_members import leads_out, members, without_place
 from pipeline.errors import UserError
 from pipeline.processes import process_pool
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 from readers.published import (
     TOO_LONG,
     Published,

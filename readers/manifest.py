@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 from readers.delimited import names_an_image, read_records
 from readers.published import LONGEST_LINE, TOO_LONG, Published, Row, given_root, lines_of, outside, shown
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 from readers.published import OUTSIDE, Published, Row, files_below, given_root, outside
 from readers.text_files import unescaped
 from readers.whole_folder import written_whole_folder

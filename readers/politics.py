@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 from readers.plain_pickle import load_plain
 from readers.published import Published, Row, checked, given_root, look_for
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.files import fingerprint
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from images.files import check_images
 from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.pairs import SCHEMA, SPLITS, distinct, numbered
-from pipeline.settings import Dataset, is_unicode
+from pipeline.schema import Dataset
 from readers.published import LINK, Row
 
 PUBLISHED = pa.schema([(name, pa.string()) for name in "label image_path text image_id category split".split()])
@@ -70,9 +70,10 @@ def read_table(
             rejected[position] = Rejection("empty text", "")
         elif len(values[2]) < min_characters:
             rejected[position] = Rejection("short text", f"{len(values[2])} characters of {min_characters}")
-        if not all(value is None or value.isascii() or is_unicode(value) for value in values):
+        unicode = tuple(value and value.encode(errors="replace").decode() for value in values)
+        if unicode != values:  # a lone surrogate stands for bytes that are not UTF-8, and cannot be written
             rejected.setdefault(position, Rejection("bad row", "is not UTF-8"))
-            values = tuple(value and value.encode(errors="replace").decode() for value in values)
+            values = unicode
         if any(len(value or "") > LONGEST for value in values):
             rejected.setdefault(position, Rejection("long text", f"of more than {LONGEST:,} characters"))
             values = tuple(value and value[:LONGEST] for value in values)

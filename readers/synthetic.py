@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.settings import Dataset, Synthetic
+from pipeline.schema import Dataset, Synthetic
 from readers.manifest import images_named, read_manifest
 from readers.published import Published
 from readers.whole_folder import remove_leftovers, written_whole_folder

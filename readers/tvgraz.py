@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 from readers.published import Published, Row, checked, files_below, given_root, is_system_file
 from readers.text_files import RejectedRow, read_text
 

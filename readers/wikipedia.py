@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 from readers.published import Published, Row, checked, files_below, given_root
 from readers.text_files import RejectedRow, choose_file, files_by_stem, read_lines, read_text
 

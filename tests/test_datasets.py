@@ -14,7 +14,7 @@ from datasets import NeighborTable, OtherTexts, Prepared, load_prepared, plan_ep
 from images.loading import FeatureSource, ImageFiles, PixelSource, demand_readable, prefetch
 from pipeline.errors import UserError
 from pipeline.pairs import SCHEMA, Images, write_pairs
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 
 
 def prepared(pairs: int = 12) -> Prepared:

@@ -13,8 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train_cross_modal_retrieval_model as training
 from metrics import METRICS, EmbeddedPairs, Metric, NotMeasurable, Scores
-from pipeline.schema import Evaluation
-from pipeline.settings import Settings
+from pipeline.schema import Evaluation, Settings
 from reporting.evaluation import measure
 from reporting.figures import read_metrics
 

@@ -35,7 +35,8 @@ from models import build_model
 from pipeline.errors import UserError
 from pipeline.files import read_array
 from pipeline.pairs import read_pairs
-from pipeline.settings import Settings, load_settings
+from pipeline.schema import Settings
+from pipeline.settings import load_settings
 from readers import published as published_module
 from readers.manifest import read_manifest
 from readers.selection import LONGEST, read_table

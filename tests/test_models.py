@@ -13,10 +13,10 @@ from torch import nn
 from backbones import Backbone, xavier_
 from losses import angular_npairs_loss, retrieval_loss_terms
 from models import GRUEncoder, ImageEncoder, TwoStream, _similar_lengths, build_model
-from pipeline import settings as config
+from pipeline import schema as config
 from pipeline.devices import autocast
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 
 WORDS = np.random.default_rng(0).normal(size=(30, 12)).astype(np.float32)
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 import losses
 from pipeline.command_line import make_parser, parse_settings
 from pipeline.errors import UserError
-from pipeline.settings import Settings, fields, flatten, load_settings, mistakes, plain_type
+from pipeline.schema import Settings
+from pipeline.settings import fields, flatten, load_settings, mistakes, plain_type
 from readers.manifest import RECORDS, read_manifest
 from readers.selection import read_table
 from text_space.tokenizer import Tokenizer, _shown, train_punkt

@@ -29,7 +29,7 @@ from gensim.models.keyedvectors import KeyedVectors
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_array, write_json, written_whole
 from pipeline.processes import cores, in_order
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from text_space.tokenizer import SPECIAL_WORDS, Tokenizer, load_tokenizer, read_vocabulary, to_indices
 
 MAX_WORDS = 10_000

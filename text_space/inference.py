@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from pipeline.files import open_array, read_json, write_json
 from pipeline.processes import cores
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from text_space.doc2vec import embed_batches, text_batches
 
 TEXTS_WORTH_A_PROCESS = 5000

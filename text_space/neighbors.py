@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.files import open_array, read_json, write_json
-from pipeline.settings import Neighbors
+from pipeline.schema import Neighbors
 from text_space.hnsw import build_graph, choose_library, slices
 
 EXACT_UP_TO = 150_000

@@ -19,7 +19,7 @@ import regex
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from text_space.english import ENGLISH_STOP_WORDS
 
 if TYPE_CHECKING:

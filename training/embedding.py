@@ -9,7 +9,7 @@ from datasets import Prepared, WordSequences
 from images.loading import ImageSource, demand_readable
 from models import TwoStream
 from pipeline.devices import autocast
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from training.image_sources import image_source
 
 

@@ -20,7 +20,7 @@ from pipeline.devices import choose_device, use_precision
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_json
 from pipeline.pairs import Images
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from pipeline.steps import EXTRACT_DOC2VEC, stamp_path
 from text_space.tokenizer import load_tokenizer, read_vocabulary, to_indices
 from training.embedding import embed_images, embed_texts

@@ -22,7 +22,7 @@ from pipeline.devices import to_device
 from pipeline.errors import UserError
 from pipeline.files import read_array
 from pipeline.pairs import read_pairs
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from pipeline.steps import FIND_NEIGHBORS, SIAMESE_LABELS, Step, output_paths
 
 

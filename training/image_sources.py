@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.files import fingerprint, open_array, read_array, read_json, write_json, written_whole
 from pipeline.pairs import Images
 from pipeline.processes import cores
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from pipeline.steps import versions
 
 

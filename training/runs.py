@@ -13,8 +13,8 @@ from models import TwoStream, build_model
 from pipeline.errors import UserError
 from pipeline.files import LOCK, fingerprint, read_array, read_json, write_json, write_text
 from pipeline.pairs import load_images
-from pipeline.schema import RUN
-from pipeline.settings import RETIRED, Settings, checked_tree, flatten, load_settings, mistakes, names_shaping
+from pipeline.schema import RUN, Settings
+from pipeline.settings import RETIRED, checked_tree, flatten, load_settings, mistakes, names_shaping
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, Step, output_paths
 from training.checkpoints import load_model_state
 from training.fine_grained import by_neighbors, siamese_step

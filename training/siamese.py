@@ -20,7 +20,7 @@ from datasets import Prepared, load_neighbors
 from models import seeded
 from pipeline.errors import UserError
 from pipeline.registry import TEXT_ENCODERS
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from text_space.neighbors import exact_neighbors, on_sphere
 from training.embedding import embed_texts
 from training.fine_grained import Relevance, likeness

@@ -27,7 +27,8 @@ from images.files import UnreadableImage, load_thumbnail
 from metrics import registered
 from pipeline.files import read_array
 from pipeline.pairs import read_pairs
-from pipeline.settings import Settings, flatten
+from pipeline.schema import Settings
+from pipeline.settings import flatten
 from ranking import nearest, rank_of_own
 from training.proximity import doc2vec_neighbors, pair_distances
 from training.runs import OF_A_RUN

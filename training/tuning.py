@@ -18,8 +18,8 @@ from images.loading import ImageSource
 from models import build_model
 from pipeline.devices import choose_device
 from pipeline.files import read_array, write_json
-from pipeline.schema import ANGULAR, TRIPLET
-from pipeline.settings import Settings, flatten
+from pipeline.schema import ANGULAR, TRIPLET, Settings
+from pipeline.settings import flatten
 from training.image_sources import image_source
 from training.runs import OF_A_RUN, Weights, run_inputs
 from training.trainer import build_trainer

@@ -16,7 +16,7 @@ from images.loading import CachedImages, ImageFiles, PixelSource
 from images.pixel_cache import PixelCache, kind_of_cache, open_pixel_cache
 from pipeline.errors import UserError
 from pipeline.pairs import Images
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from training.image_sources import pixel_cache as cache_of
 
 SIZE = 16

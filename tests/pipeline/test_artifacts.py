@@ -12,7 +12,7 @@ import pytest
 from pipeline import steps as artifacts
 from pipeline.errors import UserError
 from pipeline.files import open_array, read_array, read_json, write_array, write_json, written_whole
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from pipeline.steps import Step, is_up_to_date, making, require, what_changed
 
 FIRST = Step("first.py", "first.json", (), ("a.txt",), ("seed", "training.batch_size"))

@@ -8,16 +8,8 @@ from conftest import ROOT
 
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.errors import UserError
-from pipeline.settings import (
-    Settings,
-    fields,
-    flatten,
-    load_settings,
-    mistakes,
-    plain_type,
-    replaced,
-    select,
-)
+from pipeline.schema import Settings
+from pipeline.settings import fields, flatten, load_settings, mistakes, plain_type, replaced, select
 
 
 def parse(*words: str) -> Settings:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from pipeline.settings import Dataset, Settings, flatten, get, load_settings, mistakes, read_yaml
+from pipeline.schema import Dataset, Settings
+from pipeline.settings import flatten, get, load_settings, mistakes, read_yaml
 
 PAPER: dict[str, tuple[Any, str]] = {
     "dataset.published_splits": (False, 'Sec. 3.3: "We use a train-val-test split of 80-10-10."'),

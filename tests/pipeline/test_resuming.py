@@ -15,8 +15,8 @@ import extract_doc2vec_vectors
 import prepare_dataset
 import train_doc2vec
 from images import files as images
-from pipeline.settings import Neighbors as NeighborSettings
-from pipeline.settings import Settings
+from pipeline.schema import Neighbors as NeighborSettings
+from pipeline.schema import Settings
 from pipeline.steps import output_paths
 from text_space import doc2vec, inference, near_duplicates, neighbors
 from text_space.tokenizer import Tokenizer

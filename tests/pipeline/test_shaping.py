@@ -7,7 +7,8 @@ import pytest
 
 from pipeline import schema
 from pipeline.files import write_json
-from pipeline.settings import Settings, choices, fields, flatten, names_shaping, plain_type, replaced, select
+from pipeline.schema import Settings
+from pipeline.settings import choices, fields, flatten, names_shaping, plain_type, replaced, select
 from pipeline.steps import STEPS, Step, _named, input_fingerprints, stamp_path, what_changed
 
 SHAPES_NOTHING = {

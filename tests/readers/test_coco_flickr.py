@@ -12,7 +12,8 @@ from published_formats import draw, sentence, write_coco, write_flickr30k
 
 from pipeline.errors import UserError
 from pipeline.registry import READERS
-from pipeline.settings import Dataset, Settings, mistakes
+from pipeline.schema import Dataset, Settings
+from pipeline.settings import mistakes
 from readers.published import Published
 
 

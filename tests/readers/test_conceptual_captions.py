@@ -18,7 +18,7 @@ from images.files import UnreadableImage, check_image, check_images, load_image
 from images.tar_members import file_of, find_member, members, without_place
 from pipeline.errors import UserError
 from pipeline.registry import READERS
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 from readers.published import Published, outside
 
 

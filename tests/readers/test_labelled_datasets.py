@@ -14,7 +14,7 @@ from PIL import Image
 import prepare_dataset
 from pipeline.errors import UserError
 from pipeline.registry import READERS
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 from readers.published import Row
 
 ENGLISH = """<?xml version="1.0" encoding="UTF-8"?>

@@ -18,7 +18,8 @@ from published_formats import draw, sentence, write_goodnews, write_politics
 import prepare_dataset
 from pipeline.errors import UserError
 from pipeline.registry import READERS
-from pipeline.settings import Dataset, Doc2Vec, Settings, mistakes
+from pipeline.schema import Dataset, Doc2Vec, Settings
+from pipeline.settings import mistakes
 from readers.politics import read_pickle
 from readers.published import Published, json_members
 

@@ -13,7 +13,8 @@ import prepare_dataset
 from pipeline import registry
 from pipeline.errors import UserError
 from pipeline.registry import FILES_IN_ROOT, READERS
-from pipeline.settings import Dataset, Settings, mistakes
+from pipeline.schema import Dataset, Settings
+from pipeline.settings import mistakes
 from readers.published import Published, Row, files_below, given_root
 
 

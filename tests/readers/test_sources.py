@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from pipeline.errors import UserError
 from pipeline.registry import READERS
-from pipeline.settings import Dataset
+from pipeline.schema import Dataset
 from readers.manifest import read_manifest
 from readers.openclipart import _Metadata, openclipart_text
 from readers.published import Published, Row

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.settings import Synthetic, load_settings, mistakes
+from pipeline.schema import Synthetic
+from pipeline.settings import load_settings, mistakes
 from readers import synthetic
 
 SMALL = Synthetic(pairs=400, topics=6, motifs=12, motifs_per_topic=4, literalness=0.0)

@@ -23,7 +23,7 @@ import train_doc2vec
 from pipeline.command_line import make_parser, parse_settings
 from pipeline.errors import UserError
 from pipeline.files import fingerprint
-from pipeline.settings import Synthetic
+from pipeline.schema import Synthetic
 from readers.synthetic import World
 from reporting import page as page_module
 from reporting.compared_runs import ComparedRuns, mark_words

@@ -40,7 +40,7 @@ import train_doc2vec
 from datasets import load_prepared
 from pipeline.errors import UserError
 from pipeline.pairs import SPLITS
-from pipeline.settings import Synthetic
+from pipeline.schema import Synthetic
 from ranking import nearest
 from readers.synthetic import World
 from reporting.answers import answer_image, answer_pair, answer_text, fit_columns, printable

@@ -11,7 +11,7 @@ from scipy import stats
 
 from metrics import METRICS, Metric
 from pipeline.command_line import make_parser, parse_settings, without
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from reporting import tables
 from reporting.tables import ANG, CONTROL, OURS, TABLES, TRIP, Method, Table
 from reproduce_tables import evaluation_flags, is_measured

@@ -14,7 +14,7 @@ from gensim.models import Doc2Vec as Gensim
 from pipeline.errors import UserError
 from pipeline.files import write_json, write_text
 from pipeline.pairs import SCHEMA, write_pairs
-from pipeline.settings import Doc2Vec, Settings, Text
+from pipeline.schema import Doc2Vec, Settings, Text
 from text_space import doc2vec
 from text_space.doc2vec import (
     Omega,

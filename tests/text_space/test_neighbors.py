@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline.errors import UserError
-from pipeline.settings import Neighbors
+from pipeline.schema import Neighbors
 from text_space import hnsw, neighbors
 from text_space.hnsw import build_graph, choose_library
 from text_space.neighbors import (

@@ -17,7 +17,7 @@ import knn_document_features
 import train_doc2vec
 from pipeline.errors import UserError
 from pipeline.pairs import SCHEMA, write_pairs
-from pipeline.settings import Dataset, Settings
+from pipeline.schema import Dataset, Settings
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, PREPARE, TRAIN_DOC2VEC, making, output_paths, stamp_path
 from text_space import inference
 from text_space.doc2vec import infer, text_batches

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.settings import Dataset, Settings, Text
+from pipeline.schema import Dataset, Settings, Text
 from text_space.english import GENSIM_STOP_WORDS
 from text_space.tokenizer import (
     Tokenizer,

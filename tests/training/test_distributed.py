@@ -25,7 +25,7 @@ from images.loading import FeatureSource, PixelSource
 from models import build_model
 from pipeline.command_line import Stopped
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from pipeline.steps import FIND_NEIGHBORS, output_paths
 from training import distributed
 from training.runs import Weights

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models import GraphEncoder, word_graph
-from pipeline import settings as config
+from pipeline import schema as config
 from pipeline.settings import checked_tree, mistakes, validated
 
 WORDS = np.random.default_rng(0).normal(size=(30, 12)).astype(np.float32)

@@ -13,7 +13,7 @@ import yaml
 from pipeline.devices import choose_device, use_precision
 from pipeline.errors import UserError
 from pipeline.pairs import SCHEMA, write_pairs
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from training.runs import Weights, read_run, start_run, what_changed_since
 
 WEIGHTS = Weights(1, 0, 0)

@@ -15,7 +15,8 @@ import train_siamese_labels
 from datasets import load_prepared
 from models import build_model
 from pipeline.command_line import make_parser, parse_settings
-from pipeline.settings import Settings, checked_tree, load_settings, mistakes, replaced, validated
+from pipeline.schema import Settings
+from pipeline.settings import checked_tree, load_settings, mistakes, replaced, validated
 from training.embedding import embed_texts
 from training.fine_grained import Relevance, likeness, train_relevance
 from training.image_sources import image_source

@@ -26,7 +26,7 @@ import metrics
 import train_cross_modal_retrieval_model as training
 from datasets import Prepared
 from pipeline.pairs import Images
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from training import tensorboard_pages as pages
 from training.runs import Weights
 

@@ -13,7 +13,7 @@ from test_losses import LOGSUMEXP, loop_of, unit_vectors
 import train_cross_modal_retrieval_model as script
 from datasets import BatchPlan, NeighborTable
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from training import distributed
 from training.checkpoints import save_model
 from training.lost_images import LostImages

@@ -23,7 +23,7 @@ from models import build_model
 from pipeline.command_line import make_parser, parse_settings
 from pipeline.files import LOCK
 from pipeline.pairs import image_root
-from pipeline.settings import Settings
+from pipeline.schema import Settings
 from training.image_sources import image_source
 from training.runs import Weights, run_name
 from training.trainer import Trainer, build_trainer
