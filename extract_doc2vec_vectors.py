@@ -9,7 +9,6 @@ begins in it). A text without a known word has a zero vector and no tokens; late
 
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.steps import EXTRACT_DOC2VEC, PREPARE, TRAIN_DOC2VEC, is_up_to_date, making, require
-from pipeline.work import Work
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,21 +19,19 @@ def main(argv: list[str] | None = None) -> None:
         return
     import numpy as np  # these and gensim take a second to import: a mistake in a flag is told before
 
-    from pipeline.files import move_into_place, read_array, write_array
+    from pipeline.files import read_array, write_array
     from pipeline.pairs import SPLITS, read_pairs, rows_of_split
     from text_space.inference import embed_all
 
-    work = Work(settings.work_folder)
-    pairs = read_pairs(work.folder, ["split"])
+    pairs = read_pairs(settings.work_folder, ["split"])
 
     with making(EXTRACT_DOC2VEC, settings) as figures:
-        embed_all(settings, len(pairs), figures.unfinished)
+        embed_all(settings, len(pairs), figures.unfinished, figures.new.vectors)
         tokens = np.fromfile(figures.unfinished / "tokens.bin", np.int32)
-        write_array(work.tokens, tokens)
+        write_array(figures.new.tokens, tokens)
         lengths = read_array(figures.unfinished / "lengths.npy")
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        write_array(work.offsets, offsets)
-        move_into_place(figures.unfinished / "vectors.npy", work.vectors)
+        write_array(figures.new.offsets, offsets)
 
         figures["texts"] = len(pairs)
         figures["texts_without_known_word"] = {

@@ -9,7 +9,7 @@ Reads pairs.parquet and the images. Writes WORK/image_features/vectors.npy, one 
 
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.files import write_array
-from pipeline.steps import EXTRACT_IMAGES, PREPARE, is_up_to_date, making, output_paths, require
+from pipeline.steps import EXTRACT_IMAGES, PREPARE, is_up_to_date, making, require
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         use_precision(settings.training.precision)
         features, unreadable = cached_features(settings, images, choose_device(settings.training.device))
         demand_readable(unreadable, len(features))
-        write_array(output_paths(EXTRACT_IMAGES, settings)[0], features[images.of_pair, 0])
+        write_array(figures.new.image_vectors, features[images.of_pair, 0])
         figures |= {"pairs": len(images.of_pair), "images": len(features), "features": features.shape[2]}
 
 

@@ -78,7 +78,7 @@ def find_and_write(settings: Settings, work: Work) -> None:
         if smaller := better_k(k, len(rows)):
             print(f"neighbors.k is {k}, above a twentieth of the train texts; {smaller} would suit")
         show_texts(read_pairs(work.folder, ["text"])["text"], rows, found, settings.seed)
-        write_table(work.neighbors(settings.neighbors.space), rows, found)
+        write_table(figures.new.neighbors(settings.neighbors.space), rows, found)
 
 
 def verdict(

@@ -82,11 +82,11 @@ def main(argv: list[str] | None = None) -> None:
         images_of = {name: len(np.unique(image_numbers[splits == number])) for number, name in enumerate(SPLITS)}
         demand_all_splits(figures, images_of, work.rejected)
 
-        write_pairs(work.pairs, with_splits(kept, splits), published.root)
+        write_pairs(figures.new.pairs, with_splits(kept, splits), published.root)
         if published.articles:
             held_out = held_out_images(table, kept, splits)
             articles = tqdm(published.articles(held_out), desc="articles", unit="article", disable=None)
-            figures["articles"] = write_articles(work.articles, articles)
+            figures["articles"] = write_articles(figures.new.articles, articles)
             print(f"{figures['articles']:,} articles of train to train Doc2Vec on (doc2vec.train_on articles)")
 
 

@@ -17,7 +17,6 @@ from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.errors import UserError
 from pipeline.files import write_array, write_json, write_text, written_whole
 from pipeline.steps import PREPARE, TRAIN_DOC2VEC, is_up_to_date, making, require
-from pipeline.work import Work
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     require(PREPARE, settings)
     if is_up_to_date(TRAIN_DOC2VEC, settings):
         return
-    work, files = settings.work_folder, Work(settings.work_folder)
+    work = settings.work_folder
     table = "articles.parquet" if settings.doc2vec.train_on == "articles" else "pairs.parquet"
     count = len(rows_of_split(read_pairs(work, ["split"], table), "train"))
     if not count:
@@ -45,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         # Punkt learns from the texts: its published parameters would have to be downloaded.
         texts: Iterable[str] = train_texts("sentence ends") if settings.text.max_sentences else []
         punkt = train_punkt(texts, settings.dataset.language)
-        write_json(files.punkt, punkt)
+        write_json(figures.new.punkt, punkt)
         tokenizer = Tokenizer(settings, punkt)
         if settings.text.stop_words and not stop_words(tokenizer.language):
             print(f"no stop words are known for language {tokenizer.language}: none are dropped")
@@ -58,10 +57,10 @@ def main(argv: list[str] | None = None) -> None:
             model = train(corpus, settings, progress.update, figures.unfinished)
             seconds = time.monotonic() - started
 
-        with written_whole(files.doc2vec_model) as temporary:
+        with written_whole(figures.new.doc2vec_model) as temporary:
             save_model(model, temporary)
-        write_text(files.vocabulary, "\n".join([*SPECIAL_WORDS, *model.wv.index_to_key]) + "\n")
-        write_array(files.word_vectors, start_word_vectors(model, settings.seed))
+        write_text(figures.new.vocabulary, "\n".join([*SPECIAL_WORDS, *model.wv.index_to_key]) + "\n")
+        write_array(figures.new.word_vectors, start_word_vectors(model, settings.seed))
 
         figures["texts"] = count
         figures["texts_without_words"] = count - lines

@@ -24,7 +24,6 @@ from pipeline.steps import (
     TRAIN_DOC2VEC,
     is_up_to_date,
     making,
-    output_paths,
     require,
 )
 
@@ -77,12 +76,11 @@ def main(argv: list[str] | None = None) -> None:
         }
         print_accuracies(figures["test"])
 
-        vectors_path, comparison_path = output_paths(step, settings)
         usable = np.flatnonzero(np.diff(data.offsets) > 0)
         vectors = np.zeros((len(data.image_ids), settings.siamese.dimensions), dtype=np.float32)
         vectors[usable] = embed(rows=usable).cpu().numpy()
-        write_array(vectors_path, vectors)
-        write_array(comparison_path, network.comparison.detach().cpu().numpy())
+        write_array(figures.new.siamese_vectors, vectors)
+        write_array(figures.new.siamese_comparison, network.comparison.detach().cpu().numpy())
 
 
 def print_accuracies(figures: dict) -> None:

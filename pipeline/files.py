@@ -46,8 +46,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent, prefix)
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        flush_to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
         if error.filename not in (None, str(temporary), str(path), str(path.parent)):
@@ -65,6 +64,17 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
         pid = part.name.removeprefix(prefix).split(".")[0]
         if pid.isdecimal() and not _is_running(int(pid)):
             part.unlink(missing_ok=True)
+
+
+def temporary_files(path: Path) -> list[Path]:
+    """The temporary files of `path`, those that are being written and those that killed processes left."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*.part*"))
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when the file's bytes are on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _is_running(pid: int) -> bool:
@@ -141,12 +151,6 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = Fal
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {path}: {error}") from None
     return array
-
-
-def move_into_place(path: Path, target: Path) -> None:
-    """Flush a file that was written piece by piece, and rename it to `target`."""
-    with written_whole(target) as temporary:
-        path.replace(temporary)
 
 
 def read_array(path: Path) -> np.ndarray:

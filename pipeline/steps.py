@@ -18,10 +18,10 @@ from typing import Any
 
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, lock, read_json, write_json
+from pipeline.files import fingerprint, flush_to_disk, lock, read_json, temporary_files, write_json
 from pipeline.schema import Settings
 from pipeline.settings import flatten, names_shaping, replaced, select
-from pipeline.work import OUTPUTS
+from pipeline.work import OUTPUTS, Work
 
 LIBRARIES = (
     "torch",
@@ -159,9 +159,19 @@ def what_changed(step: Step, settings: Settings, published: Mapping[str, object]
 
 
 def is_up_to_date(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> bool:
-    """Whether a step has nothing to do. Prints `up to date` for each output, or what has changed."""
+    """Whether a step has nothing to do. Prints `up to date` for each output, or what has changed.
+
+    A step that was killed while its outputs moved into place is finished first.
+    """
+    unfinished = _unfinished_folder(step, settings)
+    if (unfinished / STAMP).is_file():
+        with lock(settings.work_folder):
+            _move_into_place(step, settings, unfinished)
     reason = what_changed(step, settings, published)
     if reason is None:
+        if unfinished.parent.exists() or any(temporary_files(path) for path in output_paths(step, settings)):
+            with contextlib.suppress(UserError), lock(settings.work_folder):  # another process may be at work there
+                _tidy(step, settings, unfinished)
         for path in output_paths(step, settings):
             print(f"up to date {path}")
         return True
@@ -190,56 +200,97 @@ def require(step: Step, settings: Settings) -> dict[str, Any]:
     return stamp
 
 
-def _unfinished(step: Step, settings: Settings, read: dict[str, Any]) -> Path:
-    """The folder for a step's unfinished work. What is in it is kept where it is of the same settings and inputs."""
-    name = _named((step.stamp,), settings)[0].replace("/", "-").removesuffix(".json")
-    folder = settings.work_folder / ".unfinished" / name
-    made_from = json.loads(json.dumps({"settings": select(settings, step.settings), **read, "versions": versions()}))
-    record = folder / "made_from.json"
-    if record.is_file() and read_json(record) == made_from:
-        print(f"resuming {step.script} where it was stopped")
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(record, made_from)
-    return folder
-
-
 class StepFigures(dict[str, Any]):
-    """A step's figures by name, and the folder in which it keeps unfinished work."""
+    """A step's figures by name, and the folders in which it works."""
 
     def __init__(self, unfinished: Path) -> None:
         super().__init__()
         self.unfinished = unfinished
         """Kept when the step is stopped, until the step is done or is run with other settings or inputs."""
+        self.new = Work(unfinished / NEW)
+        """Outputs are written here. They move into WORK together when all of them are whole."""
+
+
+RECORD, STAMP, NEW = "made_from.json", "stamp.json", "new"
+"""In the folder of unfinished work: what it is made from, the stamp when all outputs are whole, the outputs."""
 
 
 @contextlib.contextmanager
 def making(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> Iterator[StepFigures]:
     """Surround the making of a step's outputs. Yields a dict for the step's figures; writes the stamp at the end.
 
-    The old stamp is removed first, so that a step that is stopped counts as not done.
+    The old stamp is removed first, so that a step that is stopped counts as not done. The outputs in `figures.new` move
+    into place in one transaction, which `is_up_to_date` completes after a kill. An output may also be in place already.
     """
     with lock(settings.work_folder):
         inputs = input_fingerprints(step, settings)
-        path = stamp_path(step, settings)
-        path.unlink(missing_ok=True)
+        stamp_path(step, settings).unlink(missing_ok=True)
         started = time.monotonic()
-        figures = StepFigures(_unfinished(step, settings, {"inputs": inputs, "published": published or {}}))
+        read = {"inputs": inputs, "published": published or {}}
+        figures = StepFigures(_begin(step, settings, read))
         yield figures
-        names = _named(step.outputs, settings)
+        new = {name: figures.new.folder / name for name in _named(step.outputs, settings)}
+        whole = {name: path if path.exists() else settings.work_folder / name for name, path in new.items()}
+        for path in whole.values():
+            flush_to_disk(path)
         stamp = {
             "script": step.script,
             "settings": select(settings, step.settings),
-            "inputs": inputs,
-            "published": published or {},
-            "outputs": {name: {"size": (settings.work_folder / name).stat().st_size} for name in names},
+            **read,
+            "outputs": {name: {"size": path.stat().st_size} for name, path in whole.items()},
             "figures": figures,
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 2),
         }
-        write_json(path, stamp)
-        shutil.rmtree(figures.unfinished)
-        with contextlib.suppress(OSError):  # another step is unfinished too
-            figures.unfinished.parent.rmdir()
+        write_json(figures.unfinished / STAMP, stamp)
+        _move_into_place(step, settings, figures.unfinished)
         for output in output_paths(step, settings):
             print(f"wrote {output}")
+
+
+def _unfinished_folder(step: Step, settings: Settings) -> Path:
+    name = _named((step.stamp,), settings)[0].replace("/", "-").removesuffix(".json")
+    return Work(settings.work_folder).unfinished(name)
+
+
+def _begin(step: Step, settings: Settings, read: dict[str, Any]) -> Path:
+    """The folder for a step's unfinished work. What is in it is kept where it is of the same settings and inputs."""
+    folder = _unfinished_folder(step, settings)
+    made_from = json.loads(json.dumps({"settings": select(settings, step.settings), **read, "versions": versions()}))
+    record = folder / RECORD
+    if record.is_file() and read_json(record) == made_from:
+        print(f"resuming {step.script} where it was stopped")
+        (folder / STAMP).unlink(missing_ok=True)
+    else:
+        _remove(folder)
+        write_json(record, made_from)
+    return folder
+
+
+def _move_into_place(step: Step, settings: Settings, unfinished: Path) -> None:
+    """Move the outputs that a finished step has not moved yet, and its stamp last."""
+    stamp = unfinished / STAMP
+    for name in read_json(stamp)["outputs"] if stamp.is_file() else []:  # another process may have moved them
+        new, path = unfinished / NEW / name, settings.work_folder / name
+        if new.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.replace(path)
+    if stamp.is_file():
+        stamp.replace(stamp_path(step, settings))
+    _tidy(step, settings, unfinished)
+
+
+def _tidy(step: Step, settings: Settings, unfinished: Path) -> None:
+    """Remove what a finished step has left of its work."""
+    _remove(unfinished)
+    with contextlib.suppress(OSError):  # not there, or another step is unfinished too
+        unfinished.parent.rmdir()
+    for path in output_paths(step, settings):
+        for temporary in temporary_files(path):
+            temporary.unlink(missing_ok=True)
+
+
+def _remove(unfinished: Path) -> None:
+    """Remove unfinished work. Its record goes first: what is left after a kill is not resumed."""
+    (unfinished / RECORD).unlink(missing_ok=True)
+    shutil.rmtree(unfinished, ignore_errors=True)

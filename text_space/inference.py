@@ -20,17 +20,18 @@ SAVE_EVERY = 20.0
 """Seconds between two saves. A stopped step resumes from the last one."""
 
 
-def embed_all(settings: Settings, count: int, unfinished: Path) -> None:
-    """Write vectors and words of WORK's `count` texts into files in `unfinished`, and resume with what is there.
+def embed_all(settings: Settings, count: int, unfinished: Path, vectors_path: Path) -> None:
+    """Write vectors and words of WORK's `count` texts, and resume with what is there.
 
-    The files are `vectors.npy` (float32, count x d), `lengths.npy` (int64, count), `tokens.bin` (int32, bare), and
-    `done.json`: how many texts and tokens of these are valid.
+    The vectors (float32, count x d) go to `vectors_path`. In `unfinished` are `lengths.npy` (int64, count),
+    `tokens.bin` (int32, bare), and `done.json`: how many texts and tokens of these are valid.
     """
     processes = min(cores(), 1 + count // TEXTS_WORTH_A_PROCESS)
     done_file, tokens_file = unfinished / "done.json", unfinished / "tokens.bin"
     resumed = done_file.is_file()
     done = read_json(done_file) if resumed else {"texts": 0, "tokens": 0}
-    vectors = open_array(unfinished / "vectors.npy", (count, settings.doc2vec.vector_size), np.float32, resumed)
+    vectors_path.parent.mkdir(parents=True, exist_ok=True)
+    vectors = open_array(vectors_path, (count, settings.doc2vec.vector_size), np.float32, resumed)
     lengths = open_array(unfinished / "lengths.npy", (count,), np.int64, resumed)
     texts = text_batches(settings.work_folder, skip=done["texts"])
     batches = embed_batches(settings, texts, processes, folder=unfinished)  # where a kill leaves nothing for long

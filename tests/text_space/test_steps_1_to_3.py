@@ -336,7 +336,7 @@ def test_empty_vocabulary(tmp_path: Path) -> None:
     prepare(work)
     with pytest.raises(UserError, match=r"doc2vec.min_count = 500 times, the most frequent \d+ times; lower"):
         train_doc2vec.main(words(work, "--doc2vec.min_count", "500"))
-    assert [path.name for path in (work / "doc2vec").iterdir()] == ["punkt.json"]
+    assert not (work / "doc2vec").exists()
 
 
 def test_no_train_texts(tmp_path: Path) -> None:
