@@ -119,8 +119,7 @@ class Dataset(Section):
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1), ReadWhen("dataset.near_duplicates", True, None)] = 0.8
     """Estimated Jaccard similarity of two texts' word 3-grams from which the later one is dropped."""
     val_share: Share | None = None
-    """Share of the images in val where splits are drawn, or of the train images where only train and test are
-    published; null takes as many images as test has."""
+    """Share of the images in val, or of the train images where no val is published; null: as many as test has."""
     test_share: Share = 0.1
     """Share of the images in test where splits are drawn."""
     follow_links: bool = False
@@ -253,7 +252,7 @@ class Model(Section):
     """Dimensions of the joint space."""
     initialisation: Literal["xavier", "authors"] = "xavier"
     """Weights that are not pretrained: Xavier for all as in the paper, each gate of a GRU by itself; or as the authors'
-    code, the projections by normal Xavier with biases of 0.1 and the GRU by PyTorch's default."""
+    code: normal Xavier and biases of 0.1 for the projections, PyTorch's default for the GRU."""
     image: ImageEncoder = ImageEncoder()
     text: TextEncoder = TextEncoder()
     pvse: PVSE = PVSE()
@@ -268,8 +267,7 @@ class Loss(Section):
     form: Annotated[Literal["logsumexp", "hinge"], WITH_ANGLE] = "logsumexp"
     """Angular N-pairs as in Wang et al. 2017, or the paper's Eq. 2 and 3 to the letter."""
     tan_squared_alpha: Annotated[Positive | None, WITH_ANGLE] = None
-    """tan^2 of the angle; null takes 1 for logsumexp and 0.2 for hinge, which has no gradient for unrelated vectors
-    from 1/3 on."""
+    """tan^2 of the angle; null: 1 for logsumexp, 0.2 for hinge (from 1/3 on unrelated vectors have no gradient)."""
     margin: Annotated[Positive | None, ReadWhen("loss.base", unless=("angular", "fine_grained"))] = None
     """Margin of triplet and struc; null takes 0.2 for triplet and 0.1 for struc (whose distances are not squared)."""
     structure: Literal["estimated", "ground_truth"] = "estimated"
@@ -290,8 +288,7 @@ class Siamese(Section):
     """The siamese text network that measures how alike two texts are (train_siamese_labels.py)."""
 
     relevance: Literal["auto", "category", "neighbors"] = "auto"
-    """What makes two texts alike, here and in loss.base fine_grained: one category, or being Doc2Vec neighbors; auto
-    takes categories where there are some."""
+    """What makes texts alike, here and in loss.base fine_grained: category (auto: where there are any) or neighbors."""
     encoder: Annotated[str, TEXT_ENCODERS] = "graph"
     """Text encoder that both sides share; its other settings are those of model.text."""
     dimensions: Count = 64
@@ -340,8 +337,7 @@ class Training(Section):
     horizontal_flip: bool = True
     """Mirror each train image with probability 1/2."""
     precision: Annotated[Literal["float32", "tf32", "bf16"], Shapes(RUN, IMAGE_FEATURES)] = "float32"
-    """tf32 rounds the factors of products on a GPU to 10 bits (on a CPU it is float32); bf16 runs the model under
-    autocast, and the losses stay in float32."""
+    """tf32 (GPU only) rounds the factors of products to 10 bits; bf16 runs the model, not the loss, in autocast."""
     compile: Annotated[bool, Shapes(), WITH_PIXELS] = False
     """Compile the image backbone with torch.compile, which takes minutes and a C++ compiler, and then a step less time.
     Results agree within rounding only, and with dropout in the backbone within the draw of it."""
@@ -400,8 +396,7 @@ class Settings(Section):
     work: PathText | None = None
     """Folder of everything written; null is work/<dataset.name>."""
     features: PathText | None = None
-    """Folder of cached image features; null is <work>/features. Splits of a dataset can share it that keep the same
-    images: others would compute theirs in turns."""
+    """Folder of cached image features; null is <work>/features. Splits that keep the same images can share it."""
     dataset: Annotated[Dataset, Shapes(PREPARE)] = Dataset()
     text: Annotated[Text, Shapes(DOC2VEC, VECTORS, RUN)] = Text()
     doc2vec: Annotated[Doc2Vec, Shapes(DOC2VEC, VECTORS, RUN)] = Doc2Vec()

@@ -222,12 +222,11 @@ def checked_tree(tree: Any, path: str, ignored: Collection[str] = ()) -> dict[st
         raise UserError(f"the config {path} must hold settings by name, such as `seed: 0`")
     known = [name for name, _, _ in fields()]
 
-    def is_section(name: str) -> bool:
-        return any(setting.startswith(f"{name}.") for setting in known)
+    sections = {name[: dot.start()] for name in known for dot in re.finditer(r"\.", name)}
 
     def leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in tree.items():
-            if isinstance(value, dict) and is_section(f"{prefix}{key}"):
+            if isinstance(value, dict) and f"{prefix}{key}" in sections:
                 yield from leaves(value, f"{prefix}{key}.")
             else:
                 yield f"{prefix}{key}", value
@@ -235,7 +234,7 @@ def checked_tree(tree: Any, path: str, ignored: Collection[str] = ()) -> dict[st
     found = {name: value for name, value in leaves(tree) if name not in ignored}
     wrong = []
     for name, value in found.items():
-        if is_section(name):
+        if name in sections:
             wrong.append(f"{name} is a section and needs settings below it")
         elif name not in known:
             wrong.append(unknown(name))
@@ -259,7 +258,7 @@ WANTED = {
     "less_than_equal": "at most {le:.0f}",
     "too_short": "a list of {min_length} or more",
     "too_long": "a list of {max_length} at most",
-    "literal_error": "one of {expected}",
+    "literal_error": "{expected}",
     "value_error": "{error}",
 }
 """What a value must be, by pydantic's type of error. All other types are those of texts."""

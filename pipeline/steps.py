@@ -23,18 +23,7 @@ from pipeline.schema import Settings
 from pipeline.settings import flatten, names_shaping, replaced, select
 from pipeline.work import OUTPUTS, Work
 
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "gensim",
-    "nmslib",
-    "faiss-cpu",
-    "nltk",
-    "pyarrow",
-    "pillow",
-    "datasketch",
-)
+LIBRARIES = "torch torchvision numpy gensim nmslib faiss-cpu nltk pyarrow pillow datasketch".split()
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,3 @@ def with_splits(table: pa.Table, splits: np.ndarray) -> Iterator[pa.RecordBatch]
     names = pa.array(SPLITS).take(pa.array(splits))
     table = table.set_column(table.column_names.index("split"), "split", names).select(SCHEMA.names)
     yield from table.cast(SCHEMA).to_batches(max_chunksize=20_000)
-
-
-# What came of it

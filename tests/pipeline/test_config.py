@@ -86,6 +86,23 @@ def test_a_file_that_is_no_settings_file_is_refused(tmp_path: Path, text: str) -
         parse("--config", str(path))
 
 
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nseed: 2\n", "training: {batch_size: 3}\nseed: 1\ntraining: {batch_size: 4}\n"]
+)
+def test_what_stands_twice_in_a_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"(seed|training) stands twice \(again in line [23]\)"):
+        parse("--config", str(path))
+
+
+def test_home_and_variables_in_paths_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    monkeypatch.setenv("DATA", "/data")
+    settings = load_settings({"work": "~/work", "dataset": {"root": "$DATA/coco"}})
+    assert (settings.work, settings.dataset.root) == ("/home/x/work", "/data/coco")
+
+
 def test_all_wrong_values_are_listed_at_once() -> None:
     with pytest.raises(UserError) as error:
         parse("--training.batch_size", "0", "--loss.margin", "-1", "--neighbors.min_recall", "2")
