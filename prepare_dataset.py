@@ -33,9 +33,10 @@ from pipeline.pairs import SPLITS, distinct, write_articles, write_pairs
 from pipeline.registry import READERS
 from pipeline.steps import PREPARE, is_up_to_date, making
 from pipeline.work import Work
+from readers.rejections import Rejection
 from readers.selection import (
     FEWEST_IMAGES,
-    Rejection,
+    FEWEST_TO_SPLIT,
     assign_splits,
     conflicting_images,
     held_out_images,
@@ -79,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         splits = assign_splits(image_numbers, image_ids, published_splits, settings.seed, *shares)
         figures |= summary(table, rejected, splits, image_numbers)
         print(as_text(figures), flush=True)
+        for line in remedies(figures):
+            print(line, flush=True)
         images_of = {name: len(np.unique(image_numbers[splits == number])) for number, name in enumerate(SPLITS)}
         demand_all_splits(figures, images_of, work.rejected)
 
@@ -116,6 +119,12 @@ def as_text(figures: dict) -> str:
     return "\n".join(f"{name:28}{count:>12,}" for name, count in lines)
 
 
+def remedies(figures: dict) -> list[str]:
+    """What to do about each kind of rejected row that is more than a tenth of all, a line each."""
+    several = [kind for kind, count in figures["rejected"].items() if 10 * count > figures["published"]]
+    return [f"{kind}: {Rejection(kind, '').remedy}" for kind in several if not kind.endswith("duplicate")]
+
+
 def demand_all_splits(figures: dict, images: dict[str, int], rejected: Path) -> None:
     """Raise UserError where a split has too little to train, validate or test on, and say where the rows went.
 
@@ -124,15 +133,16 @@ def demand_all_splits(figures: dict, images: dict[str, int], rejected: Path) -> 
     empty = [name for name, count in figures["splits"].items() if not count]
     if not figures["published"]:
         raise UserError("the published files hold no rows; check --dataset.root and --dataset.manifest")
-    lonely = [name for name in ("val", "test") if images[name] < FEWEST_IMAGES]
+    lonely = [name for name in SPLITS if images[name] < FEWEST_IMAGES]
     if empty or lonely:
         what = f"no rows for {' and '.join(empty)}"
         if not empty:
             what = f"fewer than {FEWEST_IMAGES} images for {' and '.join(lonely)}"
         counts = ", ".join(f"{count} {kind}" for kind, count in figures["rejected"].items())
         left = f"of {figures['published']} published rows {figures['kept']} are left"
-        where = f" ({rejected} names each)" if counts else "; more pairs are needed"
-        raise UserError(f"{what}: {left}, rejected were: {counts or 'none'}{where}")
+        where = f" ({rejected} names each, and what to do)" if counts else ""
+        needed = f"needed are {FEWEST_TO_SPLIT} images, {FEWEST_IMAGES} a split, and some hundreds to learn from"
+        raise UserError(f"{what}: {left}, rejected were: {counts or 'none'}{where}; {needed}")
 
 
 if __name__ == "__main__":

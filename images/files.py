@@ -5,6 +5,7 @@ A path may lead into a tar shard (tar_members.py). Step 0 checks every image onc
 
 import contextlib
 import functools
+import io
 import json
 import os
 import stat
@@ -23,7 +24,7 @@ from pipeline.processes import process_pool
 
 MAX_PIXELS = 400_000_000
 
-# Pillow reads more formats, but for EPS and the like it starts other programs on the file.
+# HEIC is read besides. Pillow reads more formats, but for EPS and the like it starts other programs on the file.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "F", *SIXTEEN_BIT)
@@ -31,6 +32,7 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I",
 STRIP = 4_000_000  # pixels turned into RGB at a time: a decoded giant is never copied as a whole
 LONGEST = 16_384  # pixels: a side of twice that is first shrunk by a whole number to no less than this
 CHECKED_SIZE = 16  # pixels: what can be read at one size can be read at any, and a JPEG is decoded fastest at 1/8
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 PNG_TEXT = 16_000_000  # bytes of a text or profile in a PNG file, unpacked: Pillow refuses one megabyte
 
 GIANT = "giant"
@@ -155,7 +157,7 @@ def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
             raise UnreadableImage("the file is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of faults that it can handle, once an image
-            with Image.open(open_member(member) if member else path, formats=FORMATS) as image:
+            with _identified(open_member(member) if member else Path(path)) as image:
                 if image.width * image.height > max_pixels:
                     raise UnreadableImage(
                         f"{image.width} x {image.height} pixels are more than dataset.max_pixels {max_pixels}"
@@ -171,6 +173,27 @@ def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
         raise UnreadableImage("not an image in a known format") from None
     except Exception as error:  # damaged files make Pillow's readers raise anything
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _identified(file: io.BytesIO | Path) -> Image.Image:
+    """An image of any of FORMATS, its header read, or a HEIC one where pillow-heif is installed."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        octets = file.getvalue()[:12] if isinstance(file, io.BytesIO) else _first_bytes(file, 12)
+        if octets[4:8] != b"ftyp" or octets[8:12] not in HEIC_BRANDS:
+            raise
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise UnreadableImage("HEIC is only read where the package pillow-heif is installed") from None
+        register_heif_opener(thumbnails=False)
+        return Image.open(file, formats=("HEIF",))
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def _grey_range(image: Image.Image) -> tuple[float, float]:

@@ -27,6 +27,9 @@ READERS = Registry(
     coco="readers.coco_flickr:coco",
     flickr30k="readers.coco_flickr:flickr30k",
     manifest="readers.manifest:manifest",
+    folder="readers.folder:folder",
+    webdataset="readers.webdataset:webdataset",
+    huggingface="readers.huggingface:huggingface",
     synthetic="readers.synthetic:made_up",
 )
 """`dataset.source`: readers of published files."""
@@ -39,6 +42,9 @@ FILES_IN_ROOT = {
     "conceptual_captions": "the two TSVs, train/ and val/",
     "coco": "annotations/ (or dataset_coco.json) and train2017/ and val2017/",
     "flickr30k": "the captions (or dataset_flickr30k.json) and the images",
+    "folder": "pictures, and beside each its text: NAME.jpg and NAME.txt",
+    "webdataset": "tar shards, such as img2dataset writes",
+    "huggingface": "Parquet files with the images in them, or what save_to_disk wrote",
 }
 """Readers that need `dataset.root`, and what they read in it."""
 

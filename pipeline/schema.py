@@ -95,6 +95,25 @@ class Synthetic(Section):
     """From 0 (picture and text share only the topic) to 1 (every text names what is drawn)."""
 
 
+class Columns(Section):
+    """Columns of one's own table; null takes the usual names (docs/data.md). A dot leads into a field: meta.caption."""
+
+    image: str | None = None
+    """Paths of the images (source huggingface: the images)."""
+    text: str | None = None
+    """Texts; a list gives a pair each."""
+    image_id: str | None = None
+    """What all texts of an image share; without such a column its path."""
+    category: str | None = None
+    """Topics."""
+    split: str | None = None
+    """train, val or test, in every row."""
+
+    def named(self) -> dict[str, str]:
+        """The columns that are named, by our names."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
 class Dataset(Section):
     """Where the pairs come from and which of them are kept (step 0)."""
 
@@ -105,7 +124,8 @@ class Dataset(Section):
     root: Annotated[PathText | None, ReadWhen("dataset.source", unless=("synthetic",))] = None
     """Folder of the published files. Null is allowed for openclipart (fetched with apt-get) and synthetic (drawn)."""
     manifest: Annotated[PathText | None, ReadWhen("dataset.source", "manifest")] = None
-    """File with one's own pairs (source manifest): CSV, TSV, JSONL or Parquet with columns image and text."""
+    """File with one's own pairs (source manifest): CSV, TSV, JSON, JSONL or Parquet with an image and a text a row."""
+    columns: Annotated[Columns, ReadWhen("dataset.source", "manifest", "webdataset", "huggingface")] = Columns()
     min_characters: Count | None = None
     """Shorter texts are rejected (Politics: 501); null keeps them."""
     karpathy_split: bool | None = None

@@ -1,5 +1,7 @@
 """Reader of Conceptual Captions (Sharma et al., ACL 2018): web images with their cleaned alt texts.
 
+It is a case of webdataset.py: the shards are read as there, and the captions are those of its owner's lists.
+
 Google publishes captions and addresses; the images are what `img2dataset` could still download, as files or in tar
 shards. Its key is the address: which caption belongs to a downloaded image is looked up by it.
 """
@@ -9,15 +11,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from images.tar_members import leads_out, members, without_place
+from images.tar_members import without_place
 from pipeline.errors import UserError
 from pipeline.processes import process_pool
 from pipeline.schema import Dataset
@@ -32,6 +33,7 @@ from readers.published import (
     lines_of,
     look_for,
 )
+from readers.webdataset import SHARDS_WORTH_A_PROCESS, files_in, shards_of
 
 CONCEPTUAL_CAPTIONS = "https://ai.google.com/research/ConceptualCaptions/download"
 IMG2DATASET = "https://github.com/rom1504/img2dataset (dataset_examples/cc3m.md)"
@@ -44,8 +46,6 @@ PARTS = {
 The owner keeps the captions of the test images, so the published validation part is what is tested on.
 """
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-SHARDS_WORTH_A_PROCESS = 4
-LONGEST_RECORD = 10_000_000  # bytes of an image's .json
 
 
 def conceptual_captions(dataset: Dataset, published_folder: Path, seed: int) -> Published:
@@ -60,7 +60,7 @@ def conceptual_captions(dataset: Dataset, published_folder: Path, seed: int) -> 
     for split, (name, folders) in PARTS.items():
         captions = look_for(root, (name,), f"captions to {split} on", CONCEPTUAL_CAPTIONS)
         folder = look_for(root, folders, f"folder with the images of {name}", IMG2DATASET)
-        if not _shards(folder):
+        if not shards_of(folder):
             names = sorted(path.name for path in folder.iterdir() if not is_system_file(path.name))
             found = ", ".join(names[:5]) or "nothing"
             raise UserError(
@@ -114,7 +114,7 @@ class Downloads:
     """Where the images of a folder of shards are, by address. Takes about 60 bytes an image."""
 
     def __init__(self, root: Path, folder: Path) -> None:
-        shards = _shards(folder)
+        shards = shards_of(folder)
         read = functools.partial(_of_shard, root)
         bar = tqdm(total=len(shards), desc=f"shards of {folder.name}", unit="shard", disable=None)
         with bar, process_pool() as pool:
@@ -142,19 +142,6 @@ class Downloads:
             ((next(texts), "") if next(there) else (None, next(texts))) if is_known else (None, "is in no shard")
             for is_known in known.tolist()
         ]
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The tar files and the folders with a number for a name that img2dataset left in `folder`, in order.
-
-    `cc3m-train-0000.tar` and the like, as such shards are passed on, are shards too.
-    """
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if not is_system_file(path.name)
-        and ((path.suffix == ".tar" and path.is_file()) or (path.name.isdecimal() and path.is_dir()))
-    )
 
 
 def _keys(addresses: list[str]) -> np.ndarray:
@@ -193,33 +180,13 @@ def _images_of(root: Path, shard: Path) -> tuple[dict[str, str], dict[str, str]]
     paths: dict[str, str] = {}
     addresses: dict[str, str] = {}
     needs_json = not shard.with_name(f"{shard.stem}.parquet").is_file()
-
-    def take(name: str, path: str, read: Any) -> None:
-        key, suffix = Path(name).stem, Path(name).suffix.lower()
-        if is_system_file(Path(name).name):
-            return
-        if suffix in IMAGES:
-            paths[key] = path
-        elif suffix == ".json" and needs_json:
+    for file in files_in(root, shard):
+        key = PurePosixPath(file.key).name
+        if file.suffix in IMAGES:
+            paths[key] = file.path
+        elif file.suffix == ".json" and needs_json:
             try:
-                addresses[key] = str(json.loads(read())["url"])
+                addresses[key] = str(json.loads(file.read())["url"])
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                return  # an image whose address nobody knows belongs to no caption
-
-    if shard.is_dir():
-        for file in sorted(shard.iterdir()):
-            take(file.name, file.relative_to(root).as_posix(), file.read_bytes)
-    else:
-        with shard.open("rb") as opened:
-            for member in members(shard):
-                if not leads_out(member.name):
-                    take(member.name, member.path(root), lambda member=member: _read(opened, member.first, member.size))
+                continue  # an image whose address nobody knows belongs to no caption
     return paths, addresses
-
-
-def _read(file: Any, first: int, size: int) -> bytes:
-    """The bytes of a small text in a shard. Empty where it is longer than LONGEST_RECORD."""
-    if size > LONGEST_RECORD:
-        return b""
-    file.seek(first)
-    return file.read(size)

@@ -9,7 +9,9 @@ from typing import TextIO
 from pipeline.errors import UserError
 from readers.published import LONGEST_LINE, TOO_LONG, lines_of
 
-IMAGE_NAME = re.compile(r"\S.*\.(jpe?g|png|gif|webp|bmp|tiff?|p[bgnp]m|jp2|j2k|avif)(@\d+\+\d+)?", re.IGNORECASE)
+IMAGE_NAME = re.compile(
+    r"\S.*\.(jpe?g|png|gif|webp|bmp|tiff?|p[bgnp]m|jp2|j2k|avif|hei[cf])(@\d+\+\d+)?", re.IGNORECASE
+)
 
 
 def read_records(

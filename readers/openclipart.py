@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.schema import Dataset
-from readers.published import OUTSIDE, Published, Row, files_below, given_root, outside
+from readers.published import Published, Row, files_below, given_root, outside
+from readers.rejections import OUTSIDE
 from readers.text_files import unescaped
 from readers.whole_folder import written_whole_folder
 

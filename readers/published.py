@@ -5,16 +5,19 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from images.tar_members import file_of
 from pipeline.errors import UserError
 from pipeline.files import fingerprint
 from pipeline.schema import Dataset
+from readers.rejections import ADDRESS, FOREIGN_PATH, LINK, OUTSIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +77,17 @@ Reader = Callable[[Dataset, Path, int], Published]
 # Where files lie
 
 
-def given_root(dataset: Dataset, publisher: str) -> Path:
-    """The folder dataset.root. Raises UserError that names the flag and `publisher`, where it is no folder."""
+def given_root(dataset: Dataset, publisher: str | None = None) -> Path:
+    """The folder dataset.root. Raises UserError that names the flag, where it is no folder.
+
+    It names `publisher` too, or, for one's own pairs, docs/data.md.
+    """
     what = f"the folder of {dataset.source}'s files"
+    where = f"published at {publisher}" if publisher else "docs/data.md says what it holds"
     if dataset.root is None:
         raise UserError(f"dataset.source {dataset.source} needs dataset.root: name {what} with --dataset.root")
     if not Path(dataset.root).is_dir():
-        raise UserError(
-            f"dataset.root {dataset.root} is no folder: name {what} with --dataset.root; published at {publisher}"
-        )
+        raise UserError(f"dataset.root {dataset.root} is no folder: name {what} with --dataset.root; {where}")
     return Path(dataset.root)
 
 
@@ -123,24 +128,62 @@ def files_below(root: Path, *folders: str) -> Iterator[str]:
                     yield os.path.relpath(os.path.join(place, name), root)
 
 
-OUTSIDE, LINK = "outside the root", "link out of the root"
-"""Kinds of rejected rows. `dataset.follow_links` accepts the second."""
-
-
 def outside(root: Path, image: str) -> tuple[str, str] | None:
-    """Why `image` does not lie below `root`, as kind and detail of a rejected row. None where it does."""
+    """Why `image` does not lie below `root`, as kind and detail of a rejected row. None where it does.
+
+    Folders may be links, as a data disk is linked in. A link to a single file, or shard, may lead to another file of
+    its folder or of the root, and nowhere else.
+    """
     if image.startswith("/"):
-        return OUTSIDE, f"{image} is an absolute path; paths are relative to {root}"
+        return OUTSIDE, f"{image} is an absolute path that does not lie in {root}"
     if ".." in image.split("/"):
         return OUTSIDE, f"{image} may lead out of {root}"
-    path = root / image
     try:
-        is_inside = _resolved(path.parent).is_relative_to(_resolved(root))
-        if is_inside and path.is_symlink():
-            is_inside = path.resolve().is_relative_to(_resolved(root))
+        file = file_of(root / image)
+        folder = _resolved(file.parent)
+        target = file.resolve() if file.is_symlink() else None
+        is_inside = target is None or target.is_relative_to(folder) or target.is_relative_to(_resolved(root))
     except (OSError, ValueError, RuntimeError) as error:
         return OUTSIDE, f"{image}: {error}"
     return None if is_inside else (LINK, f"{image} is a link that leads out of {root}; dataset.follow_links allows it")
+
+
+def placed(root: Path, image: str) -> tuple[str, tuple[str, str] | None]:
+    """A path as users write it, relative to `root` and without `./`; and why it cannot be taken, None where it can.
+
+    An absolute path that lies in `root` is taken. Addresses and paths of Windows are told as such.
+    """
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", image):
+        return image, (ADDRESS, f"{image:.100} is an address and not a file")
+    if image != image.strip() and not _exists(root / image):
+        image = image.strip()
+    if image.startswith("/"):
+        image = _below(root, image)
+    image = PurePosixPath(image).as_posix()
+    if ("\\" in image or re.match("[a-zA-Z]:/", image)) and not _exists(root / image):
+        return image, (FOREIGN_PATH, f"{image:.100} is a path as Windows writes it")
+    return image, outside(root, image)
+
+
+def _below(root: Path, image: str) -> str:
+    """An absolute path relative to `root`, however links spell it. Unchanged where it leads elsewhere."""
+    path = Path(image)
+    if ".." in path.parts:
+        return image
+    try:
+        for folder, base in ((path.parent, root.absolute()), (_resolved(path.parent), _resolved(root))):
+            if folder.is_relative_to(base):
+                return (folder.relative_to(base) / path.name).as_posix()
+    except (OSError, ValueError, RuntimeError):
+        pass
+    return image
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -216,12 +259,42 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, Any]]:
         raise UserError(f"cannot read {path}: {error}; fetch it again") from None
 
 
-class _Members:
-    """The members of a JSON object, parsed from a buffer that is filled as needed. Raises ValueError."""
+def json_items(file: TextIO, path: Path, chunk: int = 1 << 20) -> Iterator[Any]:
+    """The items of the list in an open JSON file, one at a time, each of LONGEST_LINE characters at most.
 
-    def __init__(self, file: TextIO, chunk: int) -> None:
-        self.file, self.chunk = file, chunk
+    Raises UserError, which names `path`, where the file cannot be read or holds no list.
+    """
+    try:
+        yield from _Members(file, chunk, LONGEST_LINE).items()
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}; save it again") from None
+
+
+class _Members:
+    """The members of a JSON object or list, parsed from a buffer that is filled as needed. Raises ValueError."""
+
+    def __init__(self, file: TextIO, chunk: int, longest: int | None = None) -> None:
+        self.file, self.chunk, self.longest = file, chunk, longest
         self.buffer, self.place, self.ended = "", 0, False
+
+    def items(self) -> Iterator[Any]:
+        """The items of a list."""
+        if self._next_character() != "[":
+            raise ValueError("it is no JSON list")
+        self.place += 1
+        if self._next_character() == "]":
+            return
+        while True:
+            yield self._value()
+            character = self._next_character()
+            self.place += 1
+            if character == "]":
+                return
+            if character != ",":
+                raise ValueError("a comma is missing" if character else "it ends before its last bracket")
+            self._next_character()
+            if self.place >= self.chunk:
+                self.buffer, self.place = self.buffer[self.place :], 0
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         if self._next_character() != "{":
@@ -243,6 +316,8 @@ class _Members:
                 self.buffer, self.place = self.buffer[self.place :], 0
 
     def _fill(self) -> None:
+        if self.longest is not None and len(self.buffer) - self.place > self.longest:
+            raise ValueError(f"an item {TOO_LONG}")
         # A member that is incomplete is parsed again from its beginning. The buffer doubles, so the cost is linear.
         read = self.file.read(max(self.chunk, len(self.buffer)))
         self.buffer, self.ended = self.buffer + read, not read
@@ -261,7 +336,7 @@ class _Members:
         while True:
             try:
                 found, end = _DECODER.raw_decode(self.buffer, self.place)
-                if self.ended or self.buffer[end : end + 1] in [*" \t\r\n,:}"]:  # else a number may go on
+                if self.ended or self.buffer[end : end + 1] in [*" \t\r\n,:}]"]:  # else a number may go on
                     self.place = end
                     return found
             except ValueError:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,8 @@ from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.pairs import SCHEMA, SPLITS, distinct, numbered
 from pipeline.schema import Dataset
-from readers.published import LINK, Row
+from readers.published import Row
+from readers.rejections import LINK, Rejection
 
 PUBLISHED = pa.schema([(name, pa.string()) for name in "label image_path text image_id category split".split()])
 """The published table. It keeps rejected rows too: a row's position says which one it was."""
@@ -27,17 +27,8 @@ CHARACTERS_AT_A_TIME = 100_000_000
 """Characters of the rows that are stored at a time. A column of Arrow's holds 2^31 bytes."""
 
 FEWEST_IMAGES = 2
-"""Images that val and test need: retrieval needs at least one negative."""
-
-
-class Rejection(NamedTuple):
-    """Why a row is left out. Rows are counted by `kind`."""
-
-    kind: str
-    detail: str
-
-    def __str__(self) -> str:
-        return self.kind + ("" if not self.detail else " " if self.detail.startswith("of ") else ": ") + self.detail
+"""Images that a split needs: a loss and a search need at least one negative."""
+FEWEST_TO_SPLIT = 3 * FEWEST_IMAGES
 
 
 # Reading
@@ -213,11 +204,15 @@ def _of_rows(table: pa.Table, rows: np.ndarray, *columns: str) -> Iterator[tuple
 
 
 def write_rejected(path: Path, table: pa.Table, rejected: dict[int, Rejection]) -> None:
-    """One JSON object a rejected row, in the published order: its place, image, beginning of the text, kind, reason."""
+    """One JSON object a rejected row, in the published order.
+
+    It holds its place, its image, the beginning of its text, the kind, the reason, and what to do about it.
+    """
     with written_whole(path) as temporary_path, temporary_path.open("w", encoding="utf-8") as file:
         for row, label, image, text in _of_rows(table, np.array(sorted(rejected), int), "label", "image_path", "text"):
             why = rejected[row]
-            record = {"row": label, "image": image, "text": text[:80], "kind": why.kind, "reason": str(why)}
+            place = {"row": label, "image": image, "text": text[:80]}
+            record = place | {"kind": why.kind, "reason": str(why), "remedy": why.remedy}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

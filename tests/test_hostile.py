@@ -159,7 +159,7 @@ def rejections(rows: Any) -> list[tuple[str, str | None]]:
     return [(row.image, row.rejected and row.rejected[0]) for row in rows]
 
 
-OUT = ["../outside/secret.png", "link.png", "folder/secret.png", "a/../../outside/x.png"]
+OUT = ["../outside/secret.png", "link.png", "folder/link.png", "a/../../outside/x.png"]
 TABLES, FOLDERS = ("csv", "jsonl", "parquet"), ("karpathy", "coco", "flickr")
 
 
@@ -181,7 +181,9 @@ def test_an_image_outside_the_root_is_rejected(tmp_path: Path, outside: Path, im
     else:
         folder = root
     (folder / "link.png").symlink_to(outside / "secret.png")
-    (folder / "folder").symlink_to(outside)
+    (outside / "linked").mkdir()
+    (outside / "linked" / "link.png").symlink_to(outside / "secret.png")
+    (folder / "folder").symlink_to(outside / "linked")  # a folder may be a link, what lies in it may not lead out
     image = image.replace("../outside", "../" * len(folder.relative_to(tmp_path).parts) + "outside")
     if source == "karpathy":
         path = root / "dataset_coco.json"

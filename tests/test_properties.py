@@ -4,6 +4,7 @@ Every property is tried in this process, so that a thousand examples take second
 """
 
 import csv
+import gzip
 import io
 import json
 import math
@@ -25,8 +26,9 @@ from pipeline.command_line import make_parser, parse_settings
 from pipeline.errors import UserError
 from pipeline.schema import Settings
 from pipeline.settings import fields, flatten, load_settings, mistakes, plain_type
-from readers.manifest import RECORDS, read_manifest
+from readers.manifest import read_manifest
 from readers.selection import read_table
+from readers.tables import RECORDS
 from text_space.tokenizer import Tokenizer, _shown, train_punkt
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates too
@@ -103,7 +105,7 @@ RECORD_LISTS = st.tuples(HEADERS, st.lists(st.lists(CELLS, max_size=7), max_size
 
 
 @folder_stays
-@given(suffix=st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet"]), content=st.binary(max_size=200))
+@given(suffix=st.sampled_from(sorted(RECORDS)), content=st.binary(max_size=200))
 @example(suffix=".csv", content=b"image,text\n\xff\xfe,\x00\n")
 @example(suffix=".jsonl", content=b'{"image": "a", "text": "\\ud800"}\n')
 def test_any_bytes_are_rows_or_a_mistake(tmp_path: Path, suffix: str, content: bytes) -> None:
@@ -134,6 +136,8 @@ JSON = st.recursive(CELLS, lambda inner: st.lists(inner, max_size=3) | st.dictio
 def test_any_json_lines_are_rows_or_a_mistake(tmp_path: Path, records: list[Any], changes: Any) -> None:
     content = "\n".join(map(json.dumps, records)).encode()
     read(tmp_path / "pairs.jsonl", mutated(content, changes))
+    read(tmp_path / "pairs.json", mutated(json.dumps(records).encode(), changes))
+    read(tmp_path / "pairs.jsonl.gz", mutated(gzip.compress(content), changes))
 
 
 COLUMN_TYPES = st.sampled_from(
@@ -220,7 +224,8 @@ def test_good_manifests_are_read_as_they_were_written(tmp_path: Path, texts: lis
 
 
 def test_every_format_of_a_manifest_is_tried() -> None:
-    assert set(RECORDS) == {".csv", ".tsv", ".jsonl", ".parquet"}
+    tried = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
+    assert {suffix.removesuffix(".gz") for suffix in RECORDS} == tried
 
 
 # Settings

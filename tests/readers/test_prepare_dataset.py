@@ -20,6 +20,7 @@ import prepare_dataset
 from pipeline.errors import UserError
 from pipeline.pairs import SCHEMA, SPLITS, image_root
 from readers.published import Row
+from readers.rejections import REMEDIES
 from readers.selection import assign_splits, conflicting_images, read_table
 
 SVG = """<svg xmlns="http://www.w3.org/2000/svg"><metadata><rdf:RDF xmlns:cc="http://web.resource.org/cc/"
@@ -99,6 +100,7 @@ def test_one_unreadable_image_among_good_ones(tmp_path: Path) -> None:
     done = run_script("prepare_dataset.py", "--work", work, *words)
     lines = done.stdout.splitlines()
     assert lines == [
+        "pairs.jsonl: image, text, category",
         "published rows                        20",
         "  unreadable image                    -1",
         "kept rows                             19",
@@ -131,6 +133,7 @@ def test_one_unreadable_image_among_good_ones(tmp_path: Path) -> None:
         "image": "7.png",
         "text": "one7 two7 three7 four7",
         "kind": "unreadable image",
+        "remedy": REMEDIES["unreadable image"],
     }
     figures = json.loads((work / "prepare_dataset.json").read_text())["figures"]
     assert figures == {
@@ -238,7 +241,7 @@ def test_every_reason(tmp_path: Path) -> None:
         "line 15": f"missing file: {tmp_path}/data/gone.png",
         "line 16": f"missing file: {tmp_path}/data/gone.png",
         "line 17": "empty text",
-        "line 18": f"outside the root: /0.png is an absolute path; paths are relative to {tmp_path}/data",
+        "line 18": f"outside the root: /0.png is an absolute path that does not lie in {tmp_path}/data",
         "line 19": "unreadable image: embedded null byte",
         "line 20": "bad row: is not UTF-8",
         "line 21": "image_id of another image: line 2 says that 1.png is 1.png",

@@ -53,9 +53,11 @@ def test_every_reader_takes_what_it_reads_and_names_where_its_files_are(tmp_path
     assert list(inspect.signature(reader).parameters) == ["dataset", "published_folder", "seed"]
     if name in FILES_IN_ROOT:
         missing = tmp_path / "nowhere"
-        message = rf"dataset\.root {missing} is no folder: name .* with --dataset\.root; published at http"
+        own = name in ("folder", "webdataset", "huggingface")
+        where = r"docs/data\.md" if own else "published at http"
+        message = rf"dataset\.root {missing} is no folder: name .* with --dataset\.root; {where}"
         with pytest.raises(UserError, match=message):
             reader(Dataset(source=name, root=str(missing)), tmp_path, 0)
         (tmp_path / "empty").mkdir()
-        with pytest.raises(UserError, match=r"--dataset\.root.*http"):
+        with pytest.raises(UserError, match=r"--dataset\.root.*" + (where if own else "http")):
             reader(Dataset(source=name, root=str(tmp_path / "empty")), tmp_path, 0)
