@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.files import read_array
 from pipeline.pairs import SPLITS, Images, distinct, load_images, read_pairs, rows_of_split
-from pipeline.schema import Settings
+from pipeline.schema import Neighbors
 from pipeline.steps import FIND_NEIGHBORS
-from pipeline.work import Work
+from pipeline.work import NeighborFiles, Work
 
 
 @dataclass(kw_only=True)
@@ -60,14 +61,14 @@ class Prepared(WordSequences):
     """Pairs of each split without a known word."""
 
 
-def load_prepared(settings: Settings) -> Prepared:
-    """Map the prepared files.
+def load_prepared(work: Path, max_words: int | None) -> Prepared:
+    """Map the prepared files in WORK. Of each text the first `max_words` words are read, all where it is None.
 
-    Raises UserError where they are missing, a split has no pair that can be used, or val or test those of one image.
+    Raises UserError where files are missing, a split has no usable pair, or val or test has usable pairs of one image
+    only.
     """
-    work = settings.work_folder
     table = read_pairs(work, ["image_id", "category", "split"])
-    offsets = read_array(work / "doc2vec" / "offsets.npy")
+    offsets = read_array(Work(work).offsets)
     has_words = np.diff(offsets) > 0
     split_rows = {split: rows_of_split(table, split) for split in SPLITS}
     rows = {split: numbers[has_words[numbers]] for split, numbers in split_rows.items()}
@@ -91,11 +92,11 @@ def load_prepared(settings: Settings) -> Prepared:
         image_ids=image_ids,
         categories=categories,
         category_names=category_names,
-        tokens=read_array(work / "doc2vec" / "tokens.npy"),
+        tokens=read_array(Work(work).tokens),
         offsets=offsets,
         rows=rows,
         unused={split: len(split_rows[split]) - len(rows[split]) for split in SPLITS},
-        max_words=settings.model.text.max_words,
+        max_words=max_words,
     )
 
 
@@ -175,13 +176,18 @@ class NeighborTable:
         )
 
 
-def load_neighbors(settings: Settings, data: Prepared) -> NeighborTable:
-    """The table of `neighbors.space`. Raises UserError where it is missing, broken or of other train pairs."""
-    files = Work(settings.work_folder).neighbors(settings.neighbors.space)
-    if not np.array_equal(read_array(files.rows), data.rows["train"]):
+def load_neighbors(work: Path, settings: Neighbors, data: Prepared) -> NeighborTable:
+    """The neighbor table of `neighbors.space` in WORK. Raises UserError as `read_neighbors`."""
+    train = data.rows["train"]
+    indices = read_neighbors(Work(work).neighbors(settings.space), train)[:, : settings.draw_from]
+    return NeighborTable(train, indices, data.image_ids, settings.draw == "anywhere")
+
+
+def read_neighbors(files: NeighborFiles, train: np.ndarray) -> np.ndarray:
+    """Neighbors (R, k) of the train pairs `train` (R,). Raises UserError where the files are missing or of others."""
+    if not np.array_equal(read_array(files.rows), train):
         raise UserError(f"{files.folder} has neighbors of other train pairs; run {FIND_NEIGHBORS.script} again")
-    indices = read_array(files.indices)[:, : settings.neighbors.draw_from]
-    return NeighborTable(data.rows["train"], indices, data.image_ids, settings.neighbors.draw == "anywhere")
+    return read_array(files.indices)
 
 
 def are_listed(candidates: np.ndarray, lists: np.ndarray) -> np.ndarray:

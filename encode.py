@@ -85,7 +85,9 @@ def encode(encoder: "RunEncoder", kind: str, items: Sequence[str | Path], vector
             if kind == "texts":
                 part, found = encoder.texts([str(text) for text in chunk])
             else:
-                workers = worker_count(encoder.settings) if len(chunk) > MIN_IMAGES_FOR_PROCESSES else 0
+                workers = (
+                    worker_count(encoder.settings.training.workers) if len(chunk) > MIN_IMAGES_FOR_PROCESSES else 0
+                )
                 part, found = encoder.images(chunk, workers=workers)
             vectors[start : start + len(chunk)] = part
             problems |= {start + row: why for row, why in found.items()}

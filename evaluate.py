@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     shaping = {
         "settings": select(settings, SHAPING),
         "checkpoint": fingerprint(run / "best.pt"),
-        "images": made_from(settings, load_images(settings.work_folder)),
+        "images": made_from(settings.model.image, settings.seed, load_images(settings.work_folder)),
     }
     if stamp.exists() and read_json(stamp) == shaping and all(path.exists() for path in outputs):
         print_table(read_json(outputs[0])["figures"])
@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> None:
 
     device = choose_device(settings.training.device)
     use_precision(settings.training.precision)
-    data = load_prepared(settings)
-    model = load_model(run, settings, device)
+    data = load_prepared(settings.work_folder, settings.model.text.max_words)
+    model = load_model(run, settings.model, settings.seed, device)
     rows = data.rows[split]
     x, y = embed_split(model, data, settings, device)
     reference = np.array(read_array(Work(settings.work_folder).vectors)[rows])

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
 
     require(PREPARE, settings)
     images = load_images(settings.work_folder)
-    published = made_from(settings, images)
+    published = made_from(settings.model.image, settings.seed, images)
     if is_up_to_date(EXTRACT_IMAGES, settings, published):
         return
     with making(EXTRACT_IMAGES, settings, published) as figures:

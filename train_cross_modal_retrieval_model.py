@@ -29,6 +29,7 @@ from pipeline.files import lock, read_array, write_json
 from pipeline.schema import Settings
 from pipeline.settings import mistakes_of_weights
 from pipeline.steps import EXTRACT_DOC2VEC, PREPARE, TRAIN_DOC2VEC, require, versions
+from pipeline.work import Work
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,7 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
     from training.runs import clear_run, run_name, start_run, what_changed_since
     from training.trainer import build_trainer
 
-    run = settings.work_folder / "runs" / run_name(settings, config_file, weights)
+    run = Work(settings.work_folder).runs / run_name(settings, config_file, weights)
     device, data, model = distributed.all_or_none(lambda: prepare(settings, weights))
     with contextlib.ExitStack() as held:
 
@@ -148,11 +149,9 @@ def prepare(settings: Settings, weights: "Weights") -> "tuple[torch.device, Prep
         device = distributed.gpu()
     use_precision(settings.training.precision)
     be_deterministic(settings.deterministic)
-    data = load_prepared(settings)
+    data = load_prepared(settings.work_folder, settings.model.text.max_words)
     demand_enough_pairs(settings.training.batch_size, settings.training.batches, len(data.rows["train"]))
-    model = build_model(
-        settings.model, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"), settings.seed
-    )
+    model = build_model(settings.model, read_array(Work(settings.work_folder).word_vectors), settings.seed)
     return device, data, model.to(device)
 
 

@@ -10,7 +10,6 @@ train_siamese_labels.json, how often that is right for pairs of test texts, next
 Doc2Vec vectors with the threshold that is best on the val split.
 """
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -26,12 +25,13 @@ from pipeline.steps import (
     making,
     require,
 )
+from pipeline.work import Work
 
 
 def main(argv: list[str] | None = None) -> None:
     settings, _, _ = parse_settings(make_parser(__doc__, "siamese", "model"), argv)
     # torch takes seconds to import: a mistake in a flag is told before.
-    from datasets import load_prepared
+    from datasets import load_neighbors, load_prepared
     from pipeline.devices import be_deterministic, choose_device, use_precision
     from training.embedding import embed_texts
     from training.fine_grained import siamese_step, train_relevance
@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> None:
 
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
         require(step, settings)
-    step = siamese_step(settings)
+    work = Work(settings.work_folder)
+    alike_by = work.folder, settings.siamese.relevance, settings.neighbors.space
+    step = siamese_step(*alike_by)
     neighbors_decide = step.inputs[-1] in FIND_NEIGHBORS.outputs
     if neighbors_decide:
         require(FIND_NEIGHBORS, settings)
@@ -48,17 +50,19 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(settings.training.device)
     use_precision(settings.training.precision)
     be_deterministic(settings.deterministic)
-    doc2vec = settings.work_folder / "doc2vec"
-    data = dataclasses.replace(load_prepared(settings), max_words=None)  # labels are of whole texts
-    relevance = train_relevance(settings, data)
-    reference = read_array(doc2vec / "vectors.npy")
+    data = load_prepared(work.folder, max_words=None)  # labels are of whole texts
+    relevance = train_relevance(*alike_by, data)
+    neighbors = load_neighbors(work.folder, settings.neighbors, data) if neighbors_decide else None
+    reference = read_array(work.vectors)
     val, test = (held_out(split, data, relevance, reference, settings) for split in ("val", "test"))
-    network = build_network(settings, read_array(doc2vec / "word_vectors.npy")).to(device)
+    network = build_network(settings.siamese, settings.model.text, read_array(work.word_vectors), settings.seed).to(
+        device
+    )
 
     with making(step, settings) as figures:
         what = "Doc2Vec neighbors" if neighbors_decide else f"one of {len(data.category_names)} categories"
         print(f"training a siamese network on {len(data.rows['train']):,} texts, alike being {what}, on {device}")
-        figures |= train_network(network, data, relevance, val, settings, device)
+        figures |= train_network(network, data, relevance, neighbors, val, settings.siamese, settings.seed, device)
 
         size = settings.siamese.batch_size
         embed = functools.partial(embed_texts, network.encoder, data, size=size, precision="float32", device=device)

@@ -35,6 +35,7 @@ from pipeline.devices import autocast  # noqa: E402
 from pipeline.files import read_array  # noqa: E402
 from pipeline.schema import Settings  # noqa: E402
 from pipeline.settings import load_settings  # noqa: E402
+from pipeline.work import Work  # noqa: E402
 from training.image_sources import image_source  # noqa: E402
 from training.runs import Weights  # noqa: E402
 from training.trainer import Trainer, build_trainer  # noqa: E402
@@ -95,10 +96,8 @@ def settings_of(arguments: argparse.Namespace, precision: str, batch_size: int, 
 def measured(settings: Settings, arguments: argparse.Namespace) -> list[Any]:
     """Pairs and images a second of training, images a second of the bare model, and their ratio."""
     device, size = torch.device(arguments.device), settings.training.batch_size
-    data = load_prepared(settings)
-    model = build_model(
-        settings.model, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"), settings.seed
-    ).to(device)
+    data = load_prepared(settings.work_folder, settings.model.text.max_words)
+    model = build_model(settings.model, read_array(Work(settings.work_folder).word_vectors), settings.seed).to(device)
     images = image_source(settings, data, device)
     trainer = build_trainer(settings, Weights(1, 0.3, 0.2), data, model, images, device)
     a_pair = 1 if settings.training.batches == "neighborhoods" else 2

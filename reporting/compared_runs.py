@@ -42,7 +42,9 @@ class ComparedRuns:
         self.settings = encoders[0].settings
         self.work = Work(self.settings.work_folder)
         self.split = self.settings.evaluation.split
-        prepared = [load_prepared(encoder.settings) for encoder in encoders]
+        prepared = [
+            load_prepared(encoder.settings.work_folder, encoder.settings.model.text.max_words) for encoder in encoders
+        ]
         self.data: Prepared = prepared[0]
         self.rows = self.data.rows[self.split]
         """(R,) int64, the pairs."""

@@ -88,7 +88,7 @@ def open_index(encoder: RunEncoder) -> Index:
     files = load_images(settings.work_folder)
     inputs: dict[str, object] = {
         "checkpoint": fingerprint(encoder.run / "best.pt"),
-        "images": made_from(settings, files),
+        "images": made_from(settings.model.image, settings.seed, files),
         **{name: fingerprint(settings.work_folder / name) for name in MODEL_INPUTS},
     }
     if not (stamp.exists() and read_json(stamp) == inputs and all(path.is_file() for path in paths.values())):
@@ -113,7 +113,7 @@ def open_index(encoder: RunEncoder) -> Index:
 def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
     """The arrays of the index, by name in ARRAYS. Raises UserError where the model gives NaN or infinity."""
     settings, model, device = encoder.settings, encoder.model, encoder.device
-    data = load_prepared(settings)
+    data = load_prepared(settings.work_folder, settings.model.text.max_words)
     numbers, first_pairs = np.unique(data.images.of_pair, return_index=True)
     by_pair = np.argsort(first_pairs, kind="stable")
     numbers, first_pairs = numbers[by_pair], first_pairs[by_pair]

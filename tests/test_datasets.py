@@ -236,12 +236,12 @@ def test_val_and_test_need_two_images(tmp_path: Path, split: str) -> None:
     np.save(tmp_path / "doc2vec" / "tokens.npy", np.full(20, 3, dtype=np.int32))
     np.save(tmp_path / "doc2vec" / "offsets.npy", np.arange(0, 24, 4))
     write_pairs(tmp_path / "pairs.parquet", [pa.RecordBatch.from_pylist(rows, SCHEMA)], tmp_path)
-    assert len(load_prepared(settings).rows[split]) == 2
+    assert len(load_prepared(settings.work_folder, settings.model.text.max_words).rows[split]) == 2
     first, second = [n for n, name in enumerate(splits) if name == split]
     rows[second] |= {"image_id": str(first), "image_path": f"{first}.png"}
     write_pairs(tmp_path / "pairs.parquet", [pa.RecordBatch.from_pylist(rows, SCHEMA)], tmp_path)
     with pytest.raises(UserError, match=f"one image only of split {split}"):
-        load_prepared(settings)
+        load_prepared(settings.work_folder, settings.model.text.max_words)
 
 
 # Images

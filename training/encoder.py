@@ -75,7 +75,7 @@ class RunEncoder:
         self.settings = settings_of_finished_run(self.run, device)
         self.device = choose_device(device)
         use_precision(self.settings.training.precision)
-        self.model = load_model(self.run, self.settings, self.device)
+        self.model = load_model(self.run, self.settings.model, self.settings.seed, self.device)
         self.tokenizer = load_tokenizer(self.settings)
         self.vocabulary = read_vocabulary(self.settings.work_folder / "doc2vec" / "vocabulary.txt")
         self._batches = (self.settings.evaluation.batch_size, self.settings.training.precision, self.device)

@@ -10,43 +10,45 @@ neighbor of it; and the form of the labels.
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from datasets import Prepared, are_listed
+from datasets import Prepared, are_listed, read_neighbors
 from losses import fine_grained_labels, multiple_instance_similarities, pairwise_similarity_loss
 from pipeline.devices import to_device
 from pipeline.errors import UserError
 from pipeline.files import read_array
 from pipeline.pairs import read_pairs
-from pipeline.schema import Settings
-from pipeline.steps import FIND_NEIGHBORS, SIAMESE_LABELS, Step, output_paths
+from pipeline.schema import Loss
+from pipeline.steps import FIND_NEIGHBORS, SIAMESE_LABELS, Step
+from pipeline.work import Work
 
 
-def by_neighbors(settings: Settings) -> bool:
-    """Whether Doc2Vec neighbors, and not categories, make two texts alike (`siamese.relevance`).
+def by_neighbors(work: Path, relevance: str, space: str) -> bool:
+    """Whether Doc2Vec neighbors, and not categories, make two texts in WORK alike.
 
-    Raises UserError where categories are asked for and there are none, and where the neighbors are not Doc2Vec's.
+    relevance: `siamese.relevance`. space: `neighbors.space`. Raises UserError where categories are asked for and there
+    are none, and where the neighbors are not Doc2Vec's.
     """
-    relevance = settings.siamese.relevance
     if relevance != "neighbors":
-        categories = read_pairs(settings.work_folder, ["category"])["category"]
+        categories = read_pairs(work, ["category"])["category"]
         there = pc.any(pc.not_equal(pc.fill_null(categories, ""), "")).as_py()
         if there:
             return False
         if relevance == "category":
-            raise UserError(f"{settings.work_folder} has no categories; set siamese.relevance to neighbors")
-    if settings.neighbors.space != "doc2vec":
+            raise UserError(f"{work} has no categories; set siamese.relevance to neighbors")
+    if space != "doc2vec":
         raise UserError("siamese.relevance by neighbors means Doc2Vec's; set neighbors.space to doc2vec")
     return True
 
 
-def siamese_step(settings: Settings) -> Step:
-    """The step that trains the siamese network, which reads the neighbor table only where that says what is alike."""
-    if not by_neighbors(settings):
+def siamese_step(work: Path, relevance: str, space: str) -> Step:
+    """The step that trains the siamese network. It reads the neighbor table only where neighbors make texts alike."""
+    if not by_neighbors(work, relevance, space):
         return SIAMESE_LABELS
     return dataclasses.replace(SIAMESE_LABELS, inputs=(*SIAMESE_LABELS.inputs, *FIND_NEIGHBORS.outputs))
 
@@ -89,14 +91,12 @@ class Relevance:
         return are_listed(b, lists)
 
 
-def train_relevance(settings: Settings, data: Prepared) -> Relevance:
-    """What makes the train texts alike; raises UserError as `by_neighbors`, and where the table is of other pairs."""
-    if not by_neighbors(settings):
+def train_relevance(work: Path, relevance: str, space: str, data: Prepared) -> Relevance:
+    """What makes the train texts alike. Raises UserError as `by_neighbors` and `read_neighbors`."""
+    if not by_neighbors(work, relevance, space):
         return Relevance(data.image_ids, data.categories)
-    rows, indices, _ = (read_array(path) for path in output_paths(FIND_NEIGHBORS, settings))
-    if not np.array_equal(rows, data.rows["train"]):
-        raise UserError(f"{settings.work_folder} has neighbors of other train pairs; run {FIND_NEIGHBORS.script} again")
-    return Relevance(data.image_ids, data.categories, np.array(rows), indices)
+    rows = data.rows["train"]
+    return Relevance(data.image_ids, data.categories, rows, read_neighbors(Work(work).neighbors(space), rows))
 
 
 def likeness(a: Tensor, b: Tensor, comparison: Tensor) -> Tensor:
@@ -115,15 +115,14 @@ class PairwiseLoss:
             has positives of its own; of its neighbors it holds next to none.
     """
 
-    def __init__(self, settings: Settings, data: Prepared, device: torch.device) -> None:
-        self.settings, self.device = settings.loss, device
-        self.relevance = train_relevance(settings, data)
-        self.with_neighbors = self.relevance.neighbors is not None
+    def __init__(self, settings: Loss, relevance: Relevance, work: Work, device: torch.device) -> None:
+        self.settings, self.relevance, self.device = settings, relevance, device
+        self.with_neighbors = relevance.neighbors is not None
         self.vectors: np.ndarray | None = None
         self.comparison: Tensor | None = None
-        if self.settings.labels == "siamese":
-            vectors, comparison = (read_array(path) for path in output_paths(SIAMESE_LABELS, settings))
-            self.vectors, self.comparison = vectors, torch.from_numpy(np.array(comparison)).to(device)
+        if settings.labels == "siamese":
+            self.vectors = read_array(work.siamese_vectors)
+            self.comparison = torch.from_numpy(np.array(read_array(work.siamese_comparison))).to(device)
 
     def __call__(
         self,

@@ -19,18 +19,13 @@ from pipeline.errors import UserError
 from pipeline.files import fingerprint, open_array, read_array, read_json, write_json, written_whole
 from pipeline.pairs import Images
 from pipeline.processes import cores
-from pipeline.schema import Settings
+from pipeline.schema import ImageEncoder, Settings
 from pipeline.steps import versions
 
 
-def image_files(settings: Settings, images: Images) -> ImageFiles:
-    """The dataset's images at the model's size."""
-    return ImageFiles(images, settings.model.image.size, settings.dataset.max_pixels)
-
-
-def worker_count(settings: Settings) -> int:
+def worker_count(workers: int | None) -> int:
     """Processes that read images: `training.workers`, or one a core."""
-    return cores() if settings.training.workers is None else settings.training.workers
+    return cores() if workers is None else workers
 
 
 def features_path(settings: Settings, *, local: bool = False) -> Path:
@@ -54,21 +49,29 @@ def images_digest(images: Images) -> str:
     return digest.hexdigest()
 
 
-def made_from(settings: Settings, images: Images) -> dict[str, object]:
+def weights_digest(weights: str) -> str:
+    """`imagenet`, `none`, or the fingerprint of a file. Raises UserError where the file cannot be read."""
+    if weights in ("imagenet", "none"):
+        return weights
+    try:
+        return fingerprint(Path(weights))
+    except OSError as error:
+        raise UserError(f"cannot read model.image.weights {weights}: {error.strerror}") from None
+
+
+def made_from(encoder: ImageEncoder, seed: int, images: Images) -> dict[str, object]:
     """What the pretrained features of the images depend on: image files, backbone, weights and size.
 
-    Raises UserError where an image or the file with the weights is missing.
+    Weights that are drawn depend on `seed`. Raises UserError where an image or the file with the weights is missing.
     """
-    encoder = settings.model.image
-    weights = encoder.weights
-    if weights not in ("imagenet", "none"):
-        try:
-            weights = fingerprint(Path(weights))
-        except OSError as error:
-            raise UserError(f"cannot read model.image.weights {weights}: {error.strerror}") from None
-    seed = {"seed": settings.seed} if weights == "none" else {}
-    digest = images_digest(images)
-    return {"images": digest, "backbone": encoder.backbone, "weights": weights, "size": encoder.size, **seed}
+    weights = weights_digest(encoder.weights)
+    made: dict[str, object] = {
+        "images": images_digest(images),
+        "backbone": encoder.backbone,
+        "weights": weights,
+        "size": encoder.size,
+    }
+    return made | ({"seed": seed} if weights == "none" else {})
 
 
 @torch.no_grad()
@@ -83,7 +86,7 @@ def cached_features(
     With `local` they are those of every place of the feature map, (I, 2, N, F) in float16: bfloat16 keeps fewer digits,
     and float32 would take a gigabyte for 2,000 images.
     """
-    path, inputs = features_path(settings, local=local), made_from(settings, images)
+    path, inputs = features_path(settings, local=local), made_from(settings.model.image, settings.seed, images)
     stamp = path.with_suffix(".json")
     if path.exists() and stamp.exists():
         made = read_json(stamp)
@@ -93,13 +96,16 @@ def cached_features(
 
     with seeded(settings.seed):
         backbone = Backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
-    backbone.demand_size(settings.model.image.size)
+    side = settings.model.image.size
+    backbone.demand_size(side)
     count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
-    source = PixelSource(image_files(settings, images), worker_count(settings), device)
+    source = PixelSource(
+        ImageFiles(images, side, settings.dataset.max_pixels), worker_count(settings.training.workers), device
+    )
     parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
     compute = backbone.local_features if local else backbone
     with autocast(settings.training.precision, device):
-        shape = compute(torch.zeros(1, 3, settings.model.image.size, settings.model.image.size).byte().to(device)).shape
+        shape = compute(torch.zeros(1, 3, side, side).byte().to(device)).shape
     if local:
         print(f"writing {2 * 2 * count * shape[1:].numel() / 2**30:.2f} GiB of local features to {path}")
     requests = [(part, np.zeros(len(part), dtype=bool)) for part in parts]
@@ -159,8 +165,12 @@ def image_source(
     """
     if settings.model.image.trainable or not settings.model.image.cache_features:
         cache = pixel_cache(settings, data.images, for_one_pass=for_one_pass)
-        files = CachedImages(cache) if cache else image_files(settings, data.images)
-        return PixelSource(files, worker_count(settings), device)
+        files: ImageFiles | CachedImages
+        if cache:
+            files = CachedImages(cache)
+        else:
+            files = ImageFiles(data.images, settings.model.image.size, settings.dataset.max_pixels)
+        return PixelSource(files, worker_count(settings.training.workers), device)
     local = settings.model.pvse.embeddings > 0
     features, unreadable = cached_features(settings, data.images, device, local=local)
     return FeatureSource(features, device, unreadable)

@@ -19,7 +19,8 @@ from datasets import NeighborTable, OtherTexts, Prepared, load_neighbors
 from pipeline.devices import to_device
 from pipeline.registry import LOSSES
 from pipeline.schema import Loss, Settings
-from training.fine_grained import PairwiseLoss
+from pipeline.work import Work
+from training.fine_grained import PairwiseLoss, train_relevance
 from training.runs import Weights, reads_neighbors
 
 HINGE_TAN_SQUARED_ALPHA = 0.2
@@ -196,10 +197,17 @@ def build_objective(settings: Settings, weights: Weights, data: Prepared, device
     pvse = settings.model.pvse
     if pvse.embeddings > 1:
         of_terms |= {"l_diversity": pvse.diversity_weight, "l_mmd": pvse.mmd_weight}
-    pairwise: PairwiseLoss | None = LOSSES.load(base)(settings, data, device) if base == "fine_grained" else None
+    work = settings.work_folder
+    pairwise: PairwiseLoss | None = None
+    if base == "fine_grained":
+        relevance = train_relevance(work, settings.siamese.relevance, settings.neighbors.space, data)
+        pairwise = LOSSES.load(base)(settings.loss, relevance, Work(work), device)
     neighbors: NeighborTable | OtherTexts | None = None
     if weights.img or weights.text or (pairwise and pairwise.with_neighbors):
-        neighbors = load_neighbors(settings, data) if reads_neighbors(settings, weights) else OtherTexts(data)
+        if reads_neighbors(settings, weights):
+            neighbors = load_neighbors(work, settings.neighbors, data)
+        else:
+            neighbors = OtherTexts(data)
     hints = {"triplet": "raise loss.margin", "struc": "raise loss.margin"}
     if settings.loss.form == "hinge":
         hints["angular"] = "lower loss.tan_squared_alpha"

@@ -13,12 +13,13 @@ from models import TwoStream, build_model
 from pipeline.errors import UserError
 from pipeline.files import LOCK, fingerprint, read_array, read_json, write_json, write_text
 from pipeline.pairs import load_images
-from pipeline.schema import RUN, Settings
+from pipeline.schema import RUN, ImageEncoder, Model, Settings
 from pipeline.settings import RETIRED, checked_tree, flatten, load_settings, mistakes, names_shaping
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, Step, output_paths
+from pipeline.work import Work
 from training.checkpoints import load_model_state
 from training.fine_grained import by_neighbors, siamese_step
-from training.image_sources import made_from
+from training.image_sources import images_digest, weights_digest
 
 OF_A_RUN = names_shaping(RUN)
 """Settings that shape a run. The others are left out of its name, and may change when it is resumed."""
@@ -58,22 +59,25 @@ def run_name(settings: Settings, config_file: Settings, weights: Weights) -> str
 
 def reads_neighbors(settings: Settings, weights: Weights) -> bool:
     """Whether a run reads the neighbor table. A baseline and ground-truth structure do not."""
-    if settings.loss.base == "fine_grained" and by_neighbors(settings):
+    relevance, space = settings.siamese.relevance, settings.neighbors.space
+    if settings.loss.base == "fine_grained" and by_neighbors(settings.work_folder, relevance, space):
         return True
     return bool(weights.img or weights.text) and settings.loss.structure == "estimated"
 
 
 def steps_of_loss(settings: Settings, weights: Weights) -> list[Step]:
     """The steps whose outputs this run's loss reads and others do not."""
-    labelled = settings.loss.base == "fine_grained" and settings.loss.labels == "siamese"
-    return [FIND_NEIGHBORS] * reads_neighbors(settings, weights) + ([siamese_step(settings)] if labelled else [])
+    steps = [FIND_NEIGHBORS] if reads_neighbors(settings, weights) else []
+    if settings.loss.base == "fine_grained" and settings.loss.labels == "siamese":
+        steps.append(siamese_step(settings.work_folder, settings.siamese.relevance, settings.neighbors.space))
+    return steps
 
 
 def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
     """Fingerprints of the files in WORK that a run is trained on, by name. Raises UserError where one is missing."""
     paths = [
-        settings.work_folder / "pairs.parquet",
-        settings.work_folder / "doc2vec" / "word_vectors.npy",
+        Work(settings.work_folder).pairs,
+        Work(settings.work_folder).word_vectors,
         *output_paths(EXTRACT_DOC2VEC, settings),
         *(path for step in steps_of_loss(settings, weights) for path in output_paths(step, settings)),
     ]
@@ -82,15 +86,14 @@ def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
     return {str(path.relative_to(settings.work_folder)): fingerprint(path) for path in paths}
 
 
-def image_inputs(settings: Settings) -> dict[str, str]:
+def image_inputs(work: Path, encoder: ImageEncoder) -> dict[str, str]:
     """Fingerprints of what a run is trained on outside WORK: image files, and a file with the backbone's weights.
 
     Raises UserError where one is missing.
     """
-    made = made_from(settings, load_images(settings.work_folder))
-    found = {"set of image files": str(made["images"])}
-    if settings.model.image.weights not in ("imagenet", "none"):
-        found["file model.image.weights"] = str(made["weights"])
+    found = {"set of image files": images_digest(load_images(work))}
+    if encoder.weights not in ("imagenet", "none"):
+        found["file model.image.weights"] = weights_digest(encoder.weights)
     return found
 
 
@@ -109,7 +112,7 @@ def what_changed_since(run: Path, settings: Settings, *, force: bool = False) ->
     if (run / "inputs.json").exists():
         trained_on, there = read_json(run / "inputs.json"), run_inputs(settings, weights)
         if trained_on.keys() - there.keys():  # runs of earlier versions do not name the images
-            there |= image_inputs(settings)
+            there |= image_inputs(settings.work_folder, settings.model.image)
         for name, value in trained_on.items():
             if there.get(name) != value and not (force and name.startswith(NOT_READ_BY_A_MODEL)):
                 return f"on another {name}"
@@ -133,7 +136,8 @@ def start_run(run: Path, settings: Settings, weights: Weights, *, resume: bool) 
     """
     if not (run / "config.yaml").exists():
         clear_run(run)
-        write_json(run / "inputs.json", run_inputs(settings, weights) | image_inputs(settings))
+        outside = image_inputs(settings.work_folder, settings.model.image)
+        write_json(run / "inputs.json", run_inputs(settings, weights) | outside)
         tree = {"weights": asdict(weights), **settings.model_dump()}
         write_text(run / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         return True
@@ -161,7 +165,7 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
         weights = Weights(**{name: float(weight) for name, weight in tree.pop("weights").items()})
         tree[LAST_SECTION][LAST_SETTING]
         settings = load_settings(checked_tree(tree, "config.yaml", ignored=RETIRED))
-        settings.work = str(Path(os.path.abspath(run)).parents[1])
+        settings.work = str(work_of(run))
         wrong = "".join(f": {mistake}" for mistake in mistakes(settings))
     except UserError as error:
         wrong = f": {error}"
@@ -170,6 +174,11 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
     if wrong:
         raise UserError(f"{path}{wrong}; train the run anew with --overwrite")
     return settings, weights
+
+
+def work_of(run: Path) -> Path:
+    """WORK, the folder that a run lies in now."""
+    return Path(os.path.abspath(run)).parents[1]
 
 
 def finished_run(run: Path, *, force: bool = False) -> tuple[Settings, Weights]:
@@ -186,10 +195,8 @@ def finished_run(run: Path, *, force: bool = False) -> tuple[Settings, Weights]:
     return settings, weights
 
 
-def load_model(run: Path, settings: Settings, device: torch.device) -> TwoStream:
+def load_model(run: Path, settings: Model, seed: int, device: torch.device) -> TwoStream:
     """The model with the lowest validation loss of a run, in eval mode."""
-    model = build_model(
-        settings.model, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"), settings.seed
-    )
+    model = build_model(settings, read_array(Work(work_of(run)).word_vectors), seed)
     load_model_state(run / "best.pt", model)
     return model.to(device).eval()

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets import Prepared, load_neighbors
+from datasets import NeighborTable, Prepared
 from models import seeded
 from pipeline.errors import UserError
 from pipeline.registry import TEXT_ENCODERS
-from pipeline.schema import Settings
+from pipeline.schema import Settings, Siamese, TextEncoder
 from text_space.neighbors import exact_neighbors, on_sphere
 from training.embedding import embed_texts
 from training.fine_grained import Relevance, likeness
@@ -31,12 +31,11 @@ FIRST_SCALE = 10.0  # of the cosine: sigmoid(±10) are clear answers, and 5 is a
 class SiameseNetwork(nn.Module):
     """One text encoder for both sides, and the weights of their comparison."""
 
-    def __init__(self, settings: Settings, word_vectors: np.ndarray) -> None:
+    def __init__(self, settings: Siamese, text: TextEncoder, word_vectors: np.ndarray) -> None:
         super().__init__()
-        siamese = settings.siamese
-        text = settings.model.text.model_copy(update={"encoder": siamese.encoder, "dropout": siamese.dropout})
-        self.encoder = TEXT_ENCODERS.load(siamese.encoder)(text, word_vectors, siamese.dimensions)
-        self.comparison = nn.Parameter(torch.full((siamese.dimensions + 1,), FIRST_SCALE))
+        text = text.model_copy(update={"encoder": settings.encoder, "dropout": settings.dropout})
+        self.encoder = TEXT_ENCODERS.load(settings.encoder)(text, word_vectors, settings.dimensions)
+        self.comparison = nn.Parameter(torch.full((settings.dimensions + 1,), FIRST_SCALE))
         with torch.no_grad():
             self.comparison[-1] = -FIRST_SCALE / 2
 
@@ -49,10 +48,10 @@ class SiameseNetwork(nn.Module):
         return likeness(self.embed(*a), self.embed(*b), self.comparison).sigmoid()
 
 
-def build_network(settings: Settings, word_vectors: np.ndarray) -> SiameseNetwork:
-    """The network of `settings.siamese`, initialised by `settings.seed`."""
-    with seeded(settings.seed):
-        return SiameseNetwork(settings, word_vectors)
+def build_network(settings: Siamese, text: TextEncoder, word_vectors: np.ndarray, seed: int) -> SiameseNetwork:
+    """The network, initialised by `seed`. `text` is the section `model.text`; word_vectors: (V, E)."""
+    with seeded(seed):
+        return SiameseNetwork(settings, text, word_vectors)
 
 
 # Training
@@ -73,31 +72,32 @@ def train_network(
     network: SiameseNetwork,
     data: Prepared,
     relevance: Relevance,
+    neighbors: NeighborTable | None,
     val: "HeldOut",
-    settings: Settings,
+    settings: Siamese,
+    seed: int,
     device: torch.device,
 ) -> dict[str, float]:
     """Train on all pairs of each minibatch of train texts, and keep the epoch with the lowest loss on `val`.
 
-    Where neighbors decide, a minibatch holds a drawn neighbor of each of its texts. Returns figures on the training.
+    With `neighbors`, a minibatch also has a drawn neighbor of each of its texts. Returns figures on the training.
     """
-    siamese, rows = settings.siamese, data.rows["train"]
-    neighbors = load_neighbors(settings, data) if relevance.neighbors is not None else None
+    rows = data.rows["train"]
     optimizer = torch.optim.Adam(
-        network.parameters(), lr=siamese.learning_rate, weight_decay=siamese.weight_decay, fused=True
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     best_loss, best_epoch, best = float("inf"), 0, copy.deepcopy(network.state_dict())
     epoch = 0
-    while epoch < siamese.max_epochs and epoch - best_epoch < siamese.stop_patience:
+    while epoch < settings.max_epochs and epoch - best_epoch < settings.stop_patience:
         epoch += 1
-        rng = np.random.default_rng([settings.seed, epoch])
-        torch.manual_seed(np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0].item())  # dropout
+        rng = np.random.default_rng([seed, epoch])
+        torch.manual_seed(np.random.SeedSequence([seed, epoch]).generate_state(1)[0].item())  # dropout
         order = rng.permutation(len(rows))
         drawn = neighbors.draw(order, rng) if neighbors else np.full(len(rows), -1)
         network.train()
-        starts = range(0, len(rows), siamese.batch_size)
+        starts = range(0, len(rows), settings.batch_size)
         for start in tqdm(starts, desc=f"siamese epoch {epoch}", unit="batch", leave=False, disable=None):
-            part = slice(start, start + siamese.batch_size)
+            part = slice(start, start + settings.batch_size)
             texts = np.concatenate([rows[order[part]], drawn[part][drawn[part] >= 0]])
             alike, unlike = (torch.from_numpy(mask).to(device) for mask in relevance.alike(texts, texts))
             tokens, lengths = data.texts(texts)
@@ -106,7 +106,7 @@ def train_network(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        val_loss = val.loss(network, data, settings, device)
+        val_loss = val.loss(network, data, settings.batch_size, device)
         if not np.isfinite(val_loss):
             raise UserError(f"the validation loss is {val_loss} after epoch {epoch}; lower siamese.learning_rate")
         if val_loss < best_loss:
@@ -130,9 +130,8 @@ class HeldOut:
     unlike: np.ndarray
     """(R, R) bool."""
 
-    def loss(self, network: SiameseNetwork, data: Prepared, settings: Settings, device: torch.device) -> float:
-        """The network's `balanced_loss`."""
-        size = settings.siamese.batch_size
+    def loss(self, network: SiameseNetwork, data: Prepared, size: int, device: torch.device) -> float:
+        """The network's `balanced_loss`, `size` texts embedded at a time."""
         vectors = embed_texts(network.encoder, data, self.rows, size, "float32", device)
         logits = self.logits(network, vectors.cpu())
         return balanced_loss(logits, torch.from_numpy(self.alike), torch.from_numpy(self.unlike)).item()

@@ -20,6 +20,7 @@ from pipeline.devices import choose_device
 from pipeline.files import read_array, write_json
 from pipeline.schema import ANGULAR, TRIPLET, Settings
 from pipeline.settings import flatten
+from pipeline.work import Work
 from training.image_sources import image_source
 from training.runs import OF_A_RUN, Weights, run_inputs
 from training.trainer import build_trainer
@@ -35,7 +36,7 @@ def search_folder(settings: Settings) -> Path:
     of_run = {name: value for name, value in flatten(settings).items() if name == "evaluation.kway" or name in OF_A_RUN}
     shaping = [of_run, run_inputs(settings, Weights(*ANGULAR)), LOWEST, HIGHEST]
     digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
-    return settings.work_folder / "tuning" / digest
+    return Work(settings.work_folder).tuning / digest
 
 
 def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
@@ -49,7 +50,10 @@ def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
         study.tell(cut_short.number, state=TrialState.FAIL)
     trials, finished = settings.tuning.trials, (TrialState.COMPLETE, TrialState.PRUNED)
     if (done := len(study.get_trials(states=finished))) < trials:
-        data, device = load_prepared(settings), choose_device(settings.training.device)
+        data, device = (
+            load_prepared(settings.work_folder, settings.model.text.max_words),
+            choose_device(settings.training.device),
+        )
         images = image_source(settings, data, device)
         paper = dict(zip(("sym", "img", "text"), TRIPLET if settings.loss.base == "triplet" else ANGULAR, strict=True))
         with tqdm(total=trials, initial=done, desc=folder.name, unit="trial", disable=None) as progress:
@@ -116,9 +120,7 @@ def train(
     """Train a trial and report its figure after every epoch; True where it was stopped for lying below the median."""
     for old in folder.glob("events.out.tfevents.*"):  # of the same trial, cut short
         old.unlink()
-    model = build_model(
-        settings.model, read_array(settings.work_folder / "doc2vec" / "word_vectors.npy"), settings.seed
-    ).to(device)
+    model = build_model(settings.model, read_array(Work(settings.work_folder).word_vectors), settings.seed).to(device)
     trainer = build_trainer(settings, weights, data, model, images, device)
     pruned = False
     with SummaryWriter(str(folder)) as board:

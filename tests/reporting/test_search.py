@@ -97,7 +97,11 @@ def index(encoder: RunEncoder) -> Index:
 @pytest.fixture(scope="session")
 def embedded(encoder: RunEncoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs with a known word, and the embeddings of their images and texts as step 5 computes them."""
-    data, settings, device = load_prepared(encoder.settings), encoder.settings, torch.device("cpu")
+    data, settings, device = (
+        load_prepared(encoder.settings.work_folder, encoder.settings.model.text.max_words),
+        encoder.settings,
+        torch.device("cpu"),
+    )
     rows = np.sort(np.concatenate([data.rows[split] for split in SPLITS]))
     x, y = embed_pairs(encoder.model, data, image_source(settings, data, device), rows, 256, "float32", device)
     return rows, x.numpy(), y.numpy()

@@ -42,7 +42,8 @@ LENGTHS = torch.tensor([4, 3, 5])
 
 
 def network(encoder: str = "graph") -> SiameseNetwork:
-    return build_network(load_settings({"siamese": {"encoder": encoder, "dimensions": 6}}), WORDS).eval()
+    settings = load_settings({"siamese": {"encoder": encoder, "dimensions": 6}})
+    return build_network(settings.siamese, settings.model.text, WORDS, settings.seed).eval()
 
 
 # The network
@@ -141,9 +142,9 @@ def labels_of(work: Path, *words: str) -> dict:
 @pytest.mark.slow
 def test_held_out_pairs_are_those_of_the_split(prepared: Path) -> None:
     settings = settings_of(prepared)
-    data = load_prepared(settings)
+    data = load_prepared(settings.work_folder, settings.model.text.max_words)
     vectors = np.load(prepared / "doc2vec" / "vectors.npy")
-    by_category = train_relevance(settings, data)
+    by_category = train_relevance(settings.work_folder, settings.siamese.relevance, settings.neighbors.space, data)
     pairs = held_out("test", data, by_category, vectors, settings)
     assert np.array_equal(pairs.rows, data.rows["test"])
     same = np.equal.outer(data.categories[pairs.rows], data.categories[pairs.rows])
@@ -173,7 +174,7 @@ def test_held_out_pairs_are_those_of_the_split(prepared: Path) -> None:
 def test_the_step_leaves_vectors_that_compare_as_the_network_does(prepared: Path, relevance: str) -> None:
     figures = labels_of(prepared, "--siamese.relevance", relevance)
     settings = settings_of(prepared, "--siamese.relevance", relevance)
-    data = load_prepared(settings)
+    data = load_prepared(settings.work_folder, settings.model.text.max_words)
     vectors = np.load(prepared / "siamese" / "vectors.npy")
     comparison = np.load(prepared / "siamese" / "comparison.npy")
     assert vectors.shape == (len(data.image_ids), 8) and vectors.dtype == np.float32
@@ -181,7 +182,11 @@ def test_the_step_leaves_vectors_that_compare_as_the_network_does(prepared: Path
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), known, atol=1e-5)
 
     test = held_out(
-        "test", data, train_relevance(settings, data), np.load(prepared / "doc2vec" / "vectors.npy"), settings
+        "test",
+        data,
+        train_relevance(settings.work_folder, settings.siamese.relevance, settings.neighbors.space, data),
+        np.load(prepared / "doc2vec" / "vectors.npy"),
+        settings,
     )
     of_test = torch.from_numpy(vectors[test.rows])
     logits = likeness(of_test, of_test, torch.from_numpy(comparison)).numpy()
@@ -252,7 +257,7 @@ def test_step_4_trains_with_the_labels(
 
 def trainer(work: Path, weights: Weights, *words: str) -> Trainer:
     settings = settings_of(work, *FINE, *words)
-    data, device = load_prepared(settings), torch.device("cpu")
+    data, device = load_prepared(settings.work_folder, settings.model.text.max_words), torch.device("cpu")
     model = build_model(settings.model, np.load(work / "doc2vec" / "word_vectors.npy"), settings.seed).eval()
     return build_trainer(settings, weights, data, model, image_source(settings, data, device), device)
 
@@ -381,8 +386,10 @@ def test_without_categories_neighbors_say_what_is_alike(tmp_path: Path, prepared
 @pytest.mark.slow
 def test_embedding_leaves_the_order_of_the_rows(prepared: Path) -> None:
     settings = settings_of(prepared)
-    data = load_prepared(settings)
-    siamese = build_network(settings, np.load(prepared / "doc2vec" / "word_vectors.npy"))
+    data = load_prepared(settings.work_folder, settings.model.text.max_words)
+    siamese = build_network(
+        settings.siamese, settings.model.text, np.load(prepared / "doc2vec" / "word_vectors.npy"), settings.seed
+    )
     rows = data.rows["test"][::-1]
     together = embed_texts(siamese.encoder, data, rows, 32, "float32", torch.device("cpu"))
     for place, row in enumerate(rows):

@@ -320,7 +320,7 @@ def test_cached_features_train_as_pixels_do_flips_included(prepared: Path, weigh
     terms = []
     for cached in ("true", "false"):
         settings = settings_of(prepared, "--model.image.cache_features", cached)
-        data, device = load_prepared(settings), torch.device("cpu")
+        data, device = load_prepared(settings.work_folder, settings.model.text.max_words), torch.device("cpu")
         model = build_model(settings.model, np.load(prepared / "doc2vec" / "word_vectors.npy"), settings.seed)
         images = image_source(settings, data, device)
         trainer = build_trainer(settings, weights, data, model, images, device)
@@ -364,7 +364,7 @@ def test_pvse_trains_on_cached_local_features_as_on_pixels(prepared: Path) -> No
     for cached in ("true", "false"):
         words = ["--model.pvse.embeddings", "2", "--model.image.cache_features", cached, "--model.image.size", "64"]
         settings = settings_of(prepared, *words)
-        data, device = load_prepared(settings), torch.device("cpu")
+        data, device = load_prepared(settings.work_folder, settings.model.text.max_words), torch.device("cpu")
         model = build_model(settings.model, np.load(prepared / "doc2vec" / "word_vectors.npy"), settings.seed)
         images = image_source(settings, data, device)
         trainer = build_trainer(settings, Weights(1, 0.3, 0.2), data, model, images, device)
@@ -415,7 +415,7 @@ def test_ground_truth_structure_needs_several_texts(prepared: Path) -> None:
 
 def test_the_schedule_decays_after_five_epochs_and_stops_after_ten(prepared: Path) -> None:
     settings = settings_of(prepared, "--training.max_epochs", "100")
-    data, device = load_prepared(settings), torch.device("cpu")
+    data, device = load_prepared(settings.work_folder, settings.model.text.max_words), torch.device("cpu")
     model = build_model(settings.model, np.load(prepared / "doc2vec" / "word_vectors.npy"), settings.seed)
     trainer = build_trainer(settings, Weights(1, 0, 0), data, model, image_source(settings, data, device), device)
     rates = []
@@ -466,7 +466,7 @@ def test_a_compiled_backbone_trains_as_one_that_is_not(prepared: Path) -> None:
     found, names = [], []
     for words in (COMPILED, COMPILED[:-2]):
         settings = settings_of(prepared, *words)
-        data, device = load_prepared(settings), torch.device("cpu")
+        data, device = load_prepared(settings.work_folder, settings.model.text.max_words), torch.device("cpu")
         model = build_model(settings.model, np.load(prepared / "doc2vec" / "word_vectors.npy"), settings.seed)
         images = image_source(settings, data, device)
         trainer = build_trainer(settings, Weights(1, 0.3, 0.2), data, model.train(), images, device)
