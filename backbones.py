@@ -4,8 +4,10 @@ To add one, write a function that returns a `Network`, and name it in BACKBONES.
 """
 
 import argparse
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,6 +127,17 @@ class Backbone(nn.Module):
         return self.feature_map(images).flatten(2).transpose(1, 2)
 
 
+@contextlib.contextmanager
+def _answers_awaited(seconds: float) -> Iterator[None]:
+    """Raise OSError where a server is silent for so long. torch would wait for its answer for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def _torchvision_model(name: str, weights: str) -> Network:
     import torchvision  # takes a second to import, and other backbones do not need it
 
@@ -136,7 +149,8 @@ def _torchvision_model(name: str, weights: str) -> Network:
     try:
         # The paper's weights are the first published ones; torchvision's later recipes came after it.
         pretrained = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] if weights == "imagenet" else None
-        module = torchvision.models.get_model(name, weights=pretrained)
+        with _answers_awaited(60):
+            module = torchvision.models.get_model(name, weights=pretrained)
     except (OSError, RuntimeError, KeyError) as error:
         raise UserError(
             f"cannot get torchvision's ImageNet weights of {name} ({error}); set model.image.weights to a state dict's "

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # gensim trains three times as fast from a file as from Python's objects.
         corpus = figures.unfinished / "corpus.txt"
-        lines = write_corpus(train_texts("words"), tokenizer, corpus, resume=True)
+        with_words = write_corpus(train_texts("words"), tokenizer, corpus, resume=True)
         with tqdm(total=settings.doc2vec.epochs, desc="Doc2Vec", unit="epoch", disable=None) as progress:
             epochs, started = settings.doc2vec.epochs - epochs_kept(figures.unfinished), time.monotonic()
             model = train(corpus, settings, progress.update, figures.unfinished)
@@ -63,14 +63,14 @@ def main(argv: list[str] | None = None) -> None:
         write_array(figures.new.word_vectors, start_word_vectors(model, settings.seed))
 
         figures["texts"] = count
-        figures["texts_without_words"] = count - lines
+        figures["texts_without_words"] = count - with_words
         figures["words"] = model.corpus_total_words
         figures["vocabulary"] = len(model.wv)
         known = sum(model.wv.get_vecattr(word, "count") for word in model.wv.index_to_key)
         figures["known_share"] = round(known / figures["words"], 4)
         figures["words_per_second"] = round(model.corpus_total_words * epochs / seconds)
         print(
-            f"{count:,} texts ({count - lines:,} without a word), {figures['words']:,} words, a vocabulary of "
+            f"{count:,} texts ({count - with_words:,} without a word), {figures['words']:,} words, a vocabulary of "
             f"{figures['vocabulary']:,} that knows {figures['known_share']:.2f} of them; "
             f"{figures['words_per_second']:,} words a second"
         )

@@ -2,9 +2,13 @@
 
 import itertools
 import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -19,8 +23,14 @@ from images.pixel_cache import PixelCache, no_longer_readable
 from pipeline.devices import to_device
 from pipeline.errors import UserError
 from pipeline.pairs import Images
+from pipeline.processes import no_processes
 
 T = TypeVar("T")
+
+WAIT = 5
+"""Seconds between two looks at a worker that does not answer."""
+WARN_AFTER = 60
+"""Seconds without an image after which a warning is printed."""
 
 
 class ImageFiles(Dataset[tuple[Tensor, dict[int, str]]]):
@@ -91,14 +101,43 @@ def prefetch(batches: Iterable[T], count: int = 3) -> Iterator[T]:
             yield batch[0]
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
+class _Sent:
+    """A batch on its way from a worker.
+
+    An array goes through a pipe. A tensor would take shared memory, of which a container has 64 MB: where a batch does
+    not fit, the loader waits for it for ever.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        pixels, self.unreadable = batch  # as `__getitems__` returns them: (B, 3, S, S), and a dict
+        self.pixels: np.ndarray | Tensor = pixels.permute(0, 2, 3, 1).numpy()
+
+    def pin_memory(self) -> "_Sent":
+        """The batch in pinned memory. The loader's own thread asks for it."""
+        self.pixels = torch.from_numpy(self.pixels).pin_memory()
+        return self
+
+    def tensor(self) -> Tensor:
+        """The pixels (B, 3, S, S)."""
+        return torch.as_tensor(self.pixels).permute(0, 3, 1, 2)
 
 
 def _ignore_signals(_: int) -> None:
     """Ctrl-C reaches every process of the terminal. A worker that ended would keep the trainer from its checkpoint."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    """Kill workers. They ignore SIGTERM, and at its end Python would wait for one that reads from a dead disk."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None  # the loader's would raise
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(WAIT)
+    if is_main:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 class PixelSource:
@@ -112,22 +151,58 @@ class PixelSource:
         self.workers = 0 if isinstance(files, CachedImages) and files.cache.pixels is not None else workers
         self.unreadable = dict(files.unreadable)
         """What is wrong with each image that is known to be unreadable, by number. It is black in its batch."""
+        self.on_wait: Callable[[int], None] = self.say_waiting
+        """Called with the seconds for which no batch has come."""
+
+    @staticmethod
+    def say_waiting(seconds: int) -> None:
+        """Warn, once, that the images do not come."""
+        if seconds == WARN_AFTER:
+            print(f"no image was read for {seconds} s: does the disk or network folder answer?", file=sys.stderr)
 
     def batches(self, requests: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
         """For each request (image numbers, flips), both (B,): uint8 pixels (B, 3, S, S) on the device."""
         loader = DataLoader(
             self.files,
             batch_sampler=[numbers.tolist() for numbers, _ in requests],
-            collate_fn=_unchanged,
+            collate_fn=_Sent,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            timeout=WAIT if self.workers else 0,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # the default one serves dropout, which must not depend on the loader
         )
         in_thread = self.workers == 0 and self.device.type == "cuda"  # else the GPU waits for this process to read
-        for (pixels, unreadable), (_, flips) in zip(prefetch(loader) if in_thread else loader, requests, strict=True):
-            self.unreadable |= unreadable
-            yield self._flipped(pixels, flips)
+        batches = prefetch(loader) if in_thread else self._received(loader)
+        for batch, (_, flips) in zip(batches, requests, strict=True):
+            self.unreadable |= batch.unreadable
+            yield self._flipped(batch.tensor(), flips)
+
+    def _received(self, loader: DataLoader) -> Iterator[_Sent]:
+        """The loader's batches. While none comes, `on_wait` is called every WAIT seconds."""
+        others = active_children()
+        try:
+            batches = iter(loader)
+        except (OSError, ImportError) as error:
+            no_processes(error)
+        waited = 0
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    if "timed out" not in str(error):
+                        raise
+                    waited += WAIT
+                    self.on_wait(waited)
+                else:
+                    waited = 0
+                    yield batch
+        except BaseException:
+            _kill([process for process in active_children() if process not in others])
+            raise
 
     def load(self, numbers: np.ndarray, flips: np.ndarray) -> Tensor:
         """One batch as those of `batches`, decoded in this process."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.errors import UserError
 
@@ -18,12 +18,37 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def process_pool(processes: int | None = None) -> ProcessPoolExecutor:
-    """A pool of processes, by default one a core.
+class ProcessPool(ProcessPoolExecutor):
+    """A pool whose processes are killed when its `with` block ends in an error or Ctrl-C.
+
+    Python's own pool would wait for their tasks first: for ever, where a disk does not answer.
+    """
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        """Leave the block."""
+        if kind is not None:
+            for process in list((self._processes or {}).values()):
+                process.kill()
+        super().__exit__(kind, *error)
+
+
+def process_pool(processes: int | None = None) -> ProcessPool:
+    """A pool of processes, by default one a core. Raises UserError where the system allows none.
 
     They are spawned, because forking a process that has threads (Arrow's, tqdm's) can deadlock.
     """
-    return ProcessPoolExecutor(processes or cores(), mp_context=get_context("spawn"), initializer=serve)
+    try:
+        return ProcessPool(processes or cores(), mp_context=get_context("spawn"), initializer=serve)
+    except (OSError, ImportError, NotImplementedError) as error:
+        no_processes(error)
+
+
+def no_processes(error: Exception) -> NoReturn:
+    """Raise UserError for the `error` of a system on which worker processes cannot start."""
+    raise UserError(
+        f"worker processes cannot start ({error}): they need a few kilobytes of /dev/shm, and a free process each; "
+        "start the container with --shm-size=64m, or free some"
+    ) from None
 
 
 def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int | None = None) -> Iterator[Any]:
@@ -48,8 +73,6 @@ def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int 
                 "a worker process was killed, perhaps for want of memory; make room and run it again: it resumes "
                 "where it was"
             ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def serve() -> None:

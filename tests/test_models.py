@@ -1,5 +1,6 @@
 """The two streams: shapes, unit length, padding, freezing, initialisation, weights from files."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -339,3 +340,13 @@ def test_images_too_small_for_the_backbone_are_a_mistake() -> None:
     backbone.demand_size(32)
     assert all(part.training for part in backbone.modules())
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+def test_a_server_of_weights_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object, **__: object) -> nn.Module:
+        raise TimeoutError(f"no answer for {socket.getdefaulttimeout():g} s")
+
+    monkeypatch.setattr(torchvision.models, "get_model", silent)
+    with pytest.raises(UserError, match=r"cannot get torchvision's .* \(no answer for 60 s\); set model.image.weights"):
+        Backbone("resnet18", "imagenet")
+    assert socket.getdefaulttimeout() is None

@@ -6,13 +6,16 @@ vectors, wherever, whenever and in whatever order they are inferred. (Training n
 gensim draws all initial weights from the seed, and calls its `hashfxn` nowhere.)
 """
 
+import contextlib
 import functools
 import itertools
 import logging
 import os
 import pickle
+import signal
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +36,7 @@ from pipeline.schema import Settings
 from text_space.tokenizer import SPECIAL_WORDS, Tokenizer, load_tokenizer, read_vocabulary, to_indices
 
 MAX_WORDS = 10_000
-"""gensim reads no more words of a text, in training and in inference."""
+"""gensim reads no more words of a text at a time: longer texts are trained on and inferred in parts of so many."""
 TEXTS_AT_A_TIME = 10_000
 """Texts whose words are written before they are counted as done."""
 SAVE_EVERY = 300.0
@@ -59,14 +62,15 @@ def text_batches(
 
 
 def write_corpus(texts: Iterable[str], tokenizer: Tokenizer, path: Path, resume: bool = False) -> int:
-    """Write the words of each text as a line for gensim to read, and return the number of lines.
+    """Write the words of each text as a line for gensim to read, and return the number of texts that have words.
 
+    A text of more than MAX_WORDS words is several lines.
     Texts without a word are left out: gensim's readers do not agree on the number of a line behind an empty one.
     What is written is counted beside `path`; with `resume` a call goes on from the last count of one that was stopped.
     Raises UserError where the file cannot be written.
     """
     counts = path.with_suffix(".json")
-    written = {"texts": 0, "lines": 0, "bytes": 0}
+    written = {"texts": 0, "texts_with_words": 0, "bytes": 0}
     try:
         if resume and counts.is_file():
             written = read_json(counts)
@@ -74,19 +78,24 @@ def write_corpus(texts: Iterable[str], tokenizer: Tokenizer, path: Path, resume:
         with path.open("ab" if written["texts"] else "wb") as corpus:
             rest = itertools.islice(texts, written["texts"], None)
             while some := list(itertools.islice(rest, TEXTS_AT_A_TIME)):
-                of_texts = (tokenizer.words(text)[:MAX_WORDS] for text in some)
-                lines = [" ".join(words) + "\n" for words in of_texts if words]
+                of_texts = [words for text in some if (words := tokenizer.words(text))]
+                lines = (" ".join(part) + "\n" for words in of_texts for part in parts(words))
                 corpus.write("".join(lines).encode())
                 corpus.flush()
                 written = {
                     "texts": written["texts"] + len(some),
-                    "lines": written["lines"] + len(lines),
+                    "texts_with_words": written["texts_with_words"] + len(of_texts),
                     "bytes": corpus.tell(),
                 }
                 write_json(counts, written)
     except OSError as error:
         raise UserError(f"cannot write {path.parent}: {error.strerror}") from error
-    return written["lines"]
+    return written["texts_with_words"]
+
+
+def parts(words: list[str]) -> list[list[str]]:
+    """The words in parts that gensim reads to the end."""
+    return [words[start : start + MAX_WORDS] for start in range(0, len(words), MAX_WORDS)]
 
 
 def train(
@@ -110,14 +119,15 @@ def train(
     last_rate = model.min_alpha
     for epoch in range(first, chosen.epochs):
         # An epoch a call, for between two of them the training can be kept. The rate falls as in a single call.
-        model.train(
-            corpus_file=str(corpus),
-            total_examples=model.corpus_count,
-            total_words=model.corpus_total_words,
-            epochs=1,
-            start_alpha=float(rates[epoch]),
-            end_alpha=float(rates[epoch + 1]),
-        )
+        with _ended_by_a_failed_thread():
+            model.train(
+                corpus_file=str(corpus),
+                total_examples=model.corpus_count,
+                total_words=model.corpus_total_words,
+                epochs=1,
+                start_alpha=float(rates[epoch]),
+                end_alpha=float(rates[epoch + 1]),
+            )
         model.alpha, model.min_alpha, model.epochs = chosen.learning_rate, last_rate, chosen.epochs
         if unfinished and epoch + 1 < chosen.epochs and time.monotonic() - saved >= SAVE_EVERY:
             _keep(model, epoch + 1, unfinished)
@@ -125,6 +135,27 @@ def train(
         on_epoch()
     model.dv = KeyedVectors(model.vector_size)
     return model
+
+
+@contextlib.contextmanager
+def _ended_by_a_failed_thread() -> Iterator[None]:
+    """Raise UserError where a thread fails. gensim would wait for ever for the thread's last message."""
+    failed: list[object] = []
+
+    def note(failure: threading.ExceptHookArgs) -> None:
+        failed.append(failure.exc_value or failure.exc_type.__name__)
+        if len(failed) == 1:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    usual, threading.excepthook = threading.excepthook, note
+    try:
+        yield
+    except KeyboardInterrupt:
+        if failed:
+            raise UserError(f"Doc2Vec cannot be trained: {failed[0]}; run train_doc2vec.py again") from None
+        raise
+    finally:
+        threading.excepthook = usual
 
 
 def _keep(model: Doc2Vec, epoch: int, folder: Path) -> None:
@@ -249,10 +280,10 @@ def infer(model: Doc2Vec, words: list[str], epochs: int, seed: int) -> np.ndarra
     unlocked = np.ones(1, dtype=np.float32)
     # gensim would allocate these itself, and free them before it writes to them: from 256 dimensions on that crashes.
     scratch = {name: np.zeros(model.layer1_size, np.float32) for name in (("work", "neu1") if model.dm else ("work",))}
-    for rate in np.linspace(model.alpha, model.min_alpha, epochs):
+    for rate, part in itertools.product(np.linspace(model.alpha, model.min_alpha, epochs), parts(words)):
         update(
             model,
-            words,
+            part,
             [0],
             rate,
             learn_words=False,

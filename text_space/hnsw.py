@@ -5,10 +5,12 @@ nmslib is the library that the authors used. Faiss takes over where nmslib's cop
 """
 
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
@@ -96,6 +98,20 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+def in_new_thread(action: Callable[[], object]) -> None:
+    """Run `action` in a new thread and wait for it. Ctrl-C ends the wait, and the thread ends with the process."""
+    done: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(action())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    done.result()
+
+
 class NmslibGraph:
     """nmslib's HNSW. It holds the points twice."""
 
@@ -109,8 +125,7 @@ class NmslibGraph:
         parameters = {"M": links, "efConstruction": ef_construction, "indexThreadQty": threads, "post": 0}
         show = sys.__stderr__ is not None and sys.__stderr__.isatty()
         # nmslib's random generator belongs to the thread. A new thread starts it anew: the same graph every time.
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(self._index.createIndex, parameters, print_progress=show).result()
+        in_new_thread(functools.partial(self._index.createIndex, parameters, print_progress=show))
 
     def search(self, queries: np.ndarray, count: int, effort: int) -> np.ndarray:
         """As `Graph.search`."""

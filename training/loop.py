@@ -12,6 +12,7 @@ from types import FrameType
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from images.loading import PixelSource
 from pipeline.errors import Stopped, UserError
 from training import distributed
 from training.checkpoints import resume, save_checkpoint, save_model
@@ -53,6 +54,13 @@ def train_until_finished(trainer: Trainer, run: Path, checkpoint_minutes: float)
             if asked:
                 raise Stopped(f"stopped after step {progress.step}; go on with --resume", asked)
 
+        def while_waiting(seconds: int) -> None:
+            if request.signal:
+                raise Stopped("stopped while no image came; go on with --resume", request.signal)
+            PixelSource.say_waiting(seconds)
+
+        if isinstance(trainer.images, PixelSource):
+            trainer.images.on_wait = while_waiting
         if progress.step == 0:
             trainer.validate(board)  # the untrained model: where the curves begin
             tqdm.write(trainer.last_validation)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing import active_children
 
 import pytest
 
@@ -37,3 +38,20 @@ def test_results_come_in_order_and_items_are_taken_as_they_are_needed(processes:
 def test_a_process_that_is_killed_ends_the_work() -> None:
     with pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory"):
         list(in_order(kill_at_three, range(10), 2))
+
+
+def never_end(_: int) -> None:
+    while True:
+        signal.pause()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, ValueError])
+def test_no_task_is_waited_for_when_the_work_is_stopped(end: type[BaseException]) -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise end
+
+    before = set(active_children())
+    with pytest.raises(end):
+        list(in_order(never_end, items(), 2))
+    assert set(active_children()) <= before

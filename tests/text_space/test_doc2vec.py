@@ -1,7 +1,9 @@
 """Omega: what is trained on, what is kept of the model, and that inference is a function of the words."""
 
 import functools
+import itertools
 import operator
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -71,9 +73,9 @@ def test_corpus_has_a_line_for_every_text_with_words(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     given = ["Cats, dogs\nand  planets!", "?!", "", "the of", "comet " * (doc2vec.MAX_WORDS + 5)]
     assert write_corpus(given, Tokenizer(settings, {"language": "en"}), path) == 2
-    first, second = path.read_text().splitlines()
+    first, second, rest = path.read_text().splitlines()
     assert first == "cats dogs planets"
-    assert len(second.split()) == doc2vec.MAX_WORDS
+    assert len(second.split()) == doc2vec.MAX_WORDS and rest.split() == 5 * ["comet"]
 
 
 def test_corpus_on_a_disk_that_cannot_be_written(tmp_path: Path) -> None:
@@ -102,6 +104,19 @@ def test_settings_reach_gensim(settings: Settings, tmp_path: Path) -> None:
     assert sorted(model.wv.index_to_key) == sorted(PETS + STARS)
     # dbow_words false leaves word vectors where they began: within 1 / d of zero.
     assert (np.abs(model.wv.vectors).max() > 1 / 12) == (settings.doc2vec.dbow_words or bool(model.dm))
+
+
+def test_a_training_whose_thread_fails_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gensim waits for ever for the last message of a thread that has failed."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("no memory for a thread")
+
+    monkeypatch.setattr(Gensim, "_do_train_epoch", fail)
+    usual = threading.excepthook
+    with pytest.raises(UserError, match="Doc2Vec cannot be trained: no memory for a thread; run train_doc2vec.py"):
+        trained(chosen(), tmp_path)
+    assert threading.excepthook is usual
 
 
 def test_more_workers_than_texts(tmp_path: Path) -> None:
@@ -153,6 +168,19 @@ def test_infer_is_gensims_inference(settings: Settings, tmp_path: Path, monkeypa
     monkeypatch.setattr("gensim.models.doc2vec.pseudorandom_weak_vector", lambda size, seed_string: drawn)
     model.random = np.random.RandomState(start)
     np.testing.assert_allclose(vector, model.infer_vector(words, epochs=7), rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [chosen, dbow], ids=["pv_dm", "pv_dbow"])
+def test_the_end_of_a_long_text_is_trained_on_and_has_part_in_its_vector(
+    make: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gensim passes over all words from the 10,001st on."""
+    early, late = [(words * doc2vec.MAX_WORDS)[: doc2vec.MAX_WORDS] for words in (PETS, STARS)]
+    model = trained(make(epochs=1), tmp_path, [" ".join(early + late)])
+    assert {*model.wv.key_to_index} == {*PETS, *STARS} and model.corpus_total_words == 2 * doc2vec.MAX_WORDS
+    monkeypatch.setattr(doc2vec.zlib, "crc32", lambda _: 7)  # the same random start for every text
+    vectors = [infer(model, words, 2, 0) for words in (early, early + late, early + late[:1000])]
+    assert not any(np.array_equal(one, other) for one, other in itertools.combinations(vectors, 2))
 
 
 @pytest.mark.parametrize("make", [chosen, dbow], ids=["pv_dm", "pv_dbow"])

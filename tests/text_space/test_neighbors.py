@@ -1,5 +1,8 @@
 """Neighbors against plain loops and scikit-learn, and HNSW's recall against one counted by hand."""
 
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -304,3 +307,16 @@ def test_points_in_parts_have_the_same_neighbors(monkeypatch: pytest.MonkeyPatch
 def by_loop_of(points: np.ndarray, rows: np.ndarray, groups: tuple[np.ndarray, ...]) -> NeighborLists:
     found = by_loop(points, 200, groups)
     return NeighborLists(found.positions[rows], found.distances[rows])
+
+
+def test_ctrl_c_ends_the_wait_for_a_graph() -> None:
+    """A graph of millions of points is built in one call that lasts for minutes."""
+
+    def build() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        hnsw.in_new_thread(build)
+    with pytest.raises(ZeroDivisionError):
+        hnsw.in_new_thread(lambda: 1 / 0)
