@@ -141,7 +141,9 @@ def demand_all_splits(figures: dict, images: dict[str, int], rejected: Path) -> 
         counts = ", ".join(f"{count} {kind}" for kind, count in figures["rejected"].items())
         left = f"of {figures['published']} published rows {figures['kept']} are left"
         where = f" ({rejected} names each, and what to do)" if counts else ""
-        needed = f"needed are {FEWEST_TO_SPLIT} images, {FEWEST_IMAGES} a split, and some hundreds to learn from"
+        needed = (
+            f"needed are {FEWEST_TO_SPLIT} images, {FEWEST_IMAGES} a split; for figures that mean something, hundreds"
+        )
         raise UserError(f"{what}: {left}, rejected were: {counts or 'none'}{where}; {needed}")
 
 

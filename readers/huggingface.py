@@ -4,9 +4,9 @@ Both are read with Arrow: its `datasets` library is not needed. The images are w
 in WORK, where training reads them in place.
 """
 
+import contextlib
 import hashlib
 import io
-import itertools
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ from readers.folder import files_through_links
 from readers.manifest import rows_of
 from readers.published import Published, Row, given_root
 from readers.split_names import splits_by_name
-from readers.tables import Named, Record, records_of_batch
+from readers.tables import Named, Record, Say, records_of_batch, top_column
 from readers.whole_folder import written_whole_folder
 
 VERSION = 1  # raise it when the same files give other shards
@@ -127,70 +127,82 @@ def _write_shard(shard: Path, images: Iterator[bytes | None], seen: dict[bytes, 
 # The tables
 
 
-def _batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a table, some at a time. Raises UserError where it cannot be read."""
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise UserError, which names the table, for whatever Arrow raises of a damaged one."""
     try:
-        if path.suffix == ".parquet":
-            yield from pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns)
-            return
-        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
-            for batch in stream:
-                batch.validate(full=True)
-                for start in range(0, len(batch), ROWS_AT_A_TIME):
-                    yield batch.slice(start, ROWS_AT_A_TIME).select(columns or batch.schema.names)
-    except Exception as error:  # a damaged file makes Arrow raise anything
+        yield
+    except UserError:
+        raise
+    except Exception as error:
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"cannot read {path}: {why}; fetch it again") from None
 
 
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Columns of a table, some rows at a time."""
+    if path.suffix == ".parquet":
+        yield from pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns)
+        return
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+        for batch in stream:
+            batch.validate(full=True)
+            for start in range(0, len(batch), ROWS_AT_A_TIME):
+                yield batch.slice(start, ROWS_AT_A_TIME).select(columns)
+
+
 def _schema(path: Path) -> pa.Schema:
-    try:
-        if path.suffix == ".parquet":
-            return pq.read_schema(path)
-        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
-            return stream.schema
-    except Exception as error:  # as above
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:300]}; fetch it again") from None
+    if path.suffix == ".parquet":
+        return pq.read_schema(path)
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+        return stream.schema
 
 
 def _images(path: Path, named: Named) -> Iterator[bytes | None]:
-    """The bytes of every row's image; None where there are none."""
-    schema = _schema(path)
-    column = choose_columns(path, schema.names, named)["image"].partition(".")[0]
-    kind = schema.field(column).type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        raise UserError(f"{path} holds paths of images; take dataset.source manifest, with dataset.manifest {path}")
-    for batch in _batches(path, [column]):
-        for value in batch.column(column).to_pylist():
-            octets = value.get("bytes") if isinstance(value, Mapping) else value
-            yield octets if isinstance(octets, bytes) else None
+    """The bytes of every row's image; None where there are none. Raises UserError."""
+    with _readable(path):
+        schema = _schema(path)
+        column = choose_columns(path, schema.names, named)["image"].partition(".")[0]
+        kind = schema.field(column).type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            raise UserError(f"{path} holds paths of images; take dataset.source manifest, with dataset.manifest {path}")
+        for batch in _batches(path, [column]):
+            for value in batch.column(column).to_pylist():
+                octets = value.get("bytes") if isinstance(value, Mapping) else value
+                yield octets if isinstance(octets, bytes) else None
 
 
 def _records(root: Path, tables: list[str], named: Named, folder: Path) -> Iterator[tuple[str, Record]]:
     """The rows of the tables, by our names of columns, their images as paths in the shards of `folder`."""
     split_of = splits_by_name(tables)
     for table, name in enumerate(tables):
-        schema = _schema(root / name)
-        chosen = choose_columns(root / name, schema.names, named)
-        if not table:
-            tqdm.write(f"{name}: {as_text(chosen)}")
-        others = {ours: column for ours, column in chosen.items() if ours != "image"}
-        tops = list(dict.fromkeys(column.partition(".")[0] for column in others.values() if column not in schema.names))
-        columns = list(dict.fromkeys([*(column for column in others.values() if column in schema.names), *tops]))
-        names = _category_names(schema, chosen.get("category"))
         paths = json.loads((folder / f"{table:05}.json").read_text(encoding="utf-8"))
-        batches = (records_of_batch(batch, others) for batch in _batches(root / name, columns))
-        for row, (path, record) in enumerate(zip(paths, itertools.chain.from_iterable(batches), strict=True), start=1):
-            label = f"{name} row {row}"
-            if path is None:
-                yield label, NO_IMAGE
-                continue
-            record |= {"image": path, "image_id": record.get("image_id") or without_place(path).partition("/")[2]}
-            if split_of and record.get("split") is None:
-                record["split"] = split_of[name]
+        with _readable(root / name):
+            say = (lambda line: None) if table else tqdm.write
+            for row, (path, record) in enumerate(zip(paths, _texts(root / name, named, say), strict=True), start=1):
+                label = f"{name} row {row}"
+                if path is None:
+                    yield label, NO_IMAGE
+                    continue
+                record |= {"image": path, "image_id": record.get("image_id") or without_place(path).partition("/")[2]}
+                if split_of and record.get("split") is None:
+                    record["split"] = split_of[name]
+                yield label, record
+
+
+def _texts(path: Path, named: Named, say: Say) -> Iterator[dict[str, Any]]:
+    """The rows of a table without their images."""
+    schema = _schema(path)
+    chosen = choose_columns(path, schema.names, named)
+    say(f"{path.name}: {as_text(chosen)}")
+    others = {ours: column for ours, column in chosen.items() if ours != "image"}
+    names = _category_names(schema, chosen.get("category"))
+    columns = list(dict.fromkeys(top_column(column, schema.names) for column in others.values()))
+    for batch in _batches(path, columns):
+        for record in records_of_batch(batch, others):
             if names and isinstance(number := record.get("category"), int) and 0 <= number < len(names):
                 record["category"] = names[number]
-            yield label, record
+            yield record
 
 
 def _category_names(schema: pa.Schema, column: str | None) -> list[str]:

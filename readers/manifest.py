@@ -86,7 +86,9 @@ def _row(label: str, record: Mapping[str, Any], root: Path) -> Row:
     given = {name: value for name in COLUMNS if name != "text" and not _is_missing(value := record.get(name))}
     values = {name: _as_text(name, value) for name, value in given.items()}
     if wrong := [name for name, value in values.items() if value is None]:
-        return Row(label, rejected=("bad row", f"{wrong[0]} is no text but {shown(given[wrong[0]])}"))
+        value = given[wrong[0]]
+        hint = f"; dataset.columns.{wrong[0]} names a field of it with a dot" if isinstance(value, Mapping) else ""
+        return Row(label, rejected=("bad row", f"{wrong[0]} is no text but {shown(value)}{hint}"))
     row = Row(
         label, image_id=values.get("image_id") or None, category=values.get("category") or None,
         split=values.get("split"),

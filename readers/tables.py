@@ -184,7 +184,11 @@ def _read_parquet(path: Path, named: Named, say: Say) -> Iterator[tuple[str, Rec
         schema = pq.read_schema(path)
         chosen = choose_columns(path, schema.names, named)
         say(f"{path.name}: {as_text(chosen)}")
-        wanted = list(dict.fromkeys(_top(column, schema.names) for column in chosen.values()))
+        if _holds_images(schema.field(top_column(chosen["image"], schema.names)).type, chosen["image"]):
+            raise UserError(
+                f"{path} holds the images themselves; take dataset.source huggingface, with dataset.root {path.parent}"
+            )
+        wanted = list(dict.fromkeys(top_column(column, schema.names) for column in chosen.values()))
         texts = [name for name in wanted if pa.types.is_string(schema.field(name).type)]
         # A file may hold one long text once and name it in all rows: as a dictionary it is one text in memory too.
         file = pq.ParquetFile(path, read_dictionary=texts)
@@ -198,10 +202,17 @@ def _read_parquet(path: Path, named: Named, say: Say) -> Iterator[tuple[str, Rec
         raise UserError(f"cannot read {path} from row {next(number)} on: {why}") from None
 
 
+def _holds_images(kind: pa.DataType, column: str) -> bool:
+    """Whether a column holds files of images, as Hugging Face's library writes them, and no field is named."""
+    if pa.types.is_struct(kind):
+        return "." not in column and kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def records_of_batch(batch: pa.RecordBatch, chosen: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """The rows of a batch by our names of columns."""
     names = batch.schema.names
-    tops = {name: _top(column, names) for name, column in chosen.items()}
+    tops = {name: top_column(column, names) for name, column in chosen.items()}
     columns = {top: _python_values(batch.column(top)) for top in set(tops.values())}
     for row in range(len(batch)):
         yield {
@@ -210,7 +221,7 @@ def records_of_batch(batch: pa.RecordBatch, chosen: Mapping[str, str]) -> Iterat
         }
 
 
-def _top(column: str, names: list[str]) -> str:
+def top_column(column: str, names: list[str]) -> str:
     """The column of a table that a chosen column is, or is a field of."""
     return next((name for name in names if column == name or column.startswith(f"{name}.")), column)
 

@@ -26,12 +26,15 @@ import prepare_dataset
 from images.files import check_image, load_image
 from pipeline.errors import UserError
 from pipeline.pairs import SPLITS, image_root
+from pipeline.registry import READERS
+from pipeline.schema import Dataset
 from readers.columns import choose_columns
 from readers.manifest import read_manifest
 from readers.published import outside, placed
 from readers.rejections import REMEDIES
 from readers.selection import assign_splits
 from readers.split_names import splits_by_name
+from readers.webdataset import webdataset
 
 Table = list[dict[str, Any]]
 Words = list[str]
@@ -282,7 +285,7 @@ def test_7_few_pairs(tmp_path: Path, count: int, is_enough: bool) -> None:
         step_0(tmp_path / "work", *words)
         assert {row["split"] for row in pairs(tmp_path / "work")} == {"train", "val", "test"}
         return
-    with pytest.raises(UserError, match="needed are 6 images, 2 a split, and some hundreds to learn from"):
+    with pytest.raises(UserError, match="needed are 6 images, 2 a split; for figures that mean something, hundreds"):
         step_0(tmp_path / "work", *words)
 
 
@@ -365,7 +368,7 @@ def test_13_hugging_faces_splits_lists_of_captions_and_names_of_categories(tmp_p
         (root / name).parent.mkdir(parents=True)
         pq.write_table(part, root / name)
     words = ["--dataset.source", "huggingface", "--dataset.root", str(root), "--dataset.columns.category", "label"]
-    assert "train/0000.parquet: image, text, category from 'label'" in step_0(tmp_path / "work", *words)
+    assert "0000.parquet: image, text, category from 'label'" in step_0(tmp_path / "work", *words)
     kept = pairs(tmp_path / "work")
     assert len(kept) == 48 and len({row["image_id"] for row in kept}) == 24
     assert {row["split"] for row in kept[40:]} == {"test"} and {row["split"] for row in kept[:40]} == {"train", "val"}
@@ -389,12 +392,42 @@ def test_13_tables_that_hold_no_images_are_told(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(table()), tmp_path / "p.parquet")
     with pytest.raises(UserError, match=r"holds paths of images; take dataset\.source manifest"):
         step_0(tmp_path / "work", *words)
+    pq.write_table(with_bytes(tmp_path, table()), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"holds the images themselves; take dataset\.source huggingface"):
+        step_0(tmp_path / "work", "--dataset.manifest", str(tmp_path / "p.parquet"))
     (tmp_path / "p.parquet").write_bytes(b"PAR1 and then nothing PAR1")
     with pytest.raises(UserError, match=r"cannot read .*p\.parquet: "):
         step_0(tmp_path / "work", *words)
     (tmp_path / "p.parquet").rename(tmp_path / "p.arrow")
     with pytest.raises(UserError, match=r"cannot read .*p\.arrow: "):
         step_0(tmp_path / "work", *words)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_13_a_damaged_table_is_rows_or_one_line(tmp_path: Path, suffix: str) -> None:
+    """Bytes of a good table are replaced, with 60 seeds: Arrow raises of its own, of Unicode, of keys."""
+    content = with_bytes(tmp_path, table(3))
+    good = tmp_path / f"p{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(content, good)
+    else:
+        with pa.ipc.new_stream(good, content.schema) as writer:
+            writer.write_table(content)
+    octets, told = good.read_bytes(), 0
+    for seed in range(60):
+        chance = np.random.default_rng(seed)
+        changed = bytearray(octets)
+        for place in chance.integers(0, min(len(octets), 1500), 4):  # in front, or at the end, is what says how to read
+            changed[-place - 1 if suffix == ".parquet" else place] = chance.integers(256)
+        root = tmp_path / str(seed)
+        root.mkdir()
+        (root / good.name).write_bytes(changed)
+        dataset = Dataset(source="huggingface", root=str(root))
+        try:
+            list(READERS.load("huggingface")(dataset, root / "work", 0).rows())
+        except UserError:
+            told += 1
+    assert told > 5
 
 
 def test_14_a_folder(tmp_path: Path) -> None:
@@ -470,6 +503,15 @@ def test_15_packed_shards_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"")
     with pytest.raises(UserError, match=r"holds no tar shards: .*; unpack a\.tar\.gz and its like with gunzip"):
         step_0(tmp_path / "work", "--dataset.source", "webdataset", "--dataset.root", str(tmp_path))
+
+
+def test_15_many_shards_are_read_in_processes(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", 0)
+    octets = (tmp_path / "a.png").read_bytes()
+    for number in range(6):
+        write_tar(tmp_path / "root" / f"{number}.tar", [("a.png", octets), ("a.txt", f"Text {number}".encode())])
+    rows = list(webdataset(Dataset(source="webdataset", root=str(tmp_path / "root")), tmp_path, 0).rows())
+    assert [(row.image_id, row.text) for row in rows] == [(f"{n}.tar/a.png", f"Text {n}") for n in range(6)]
 
 
 # Columns
