@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.command_line import make_parser, parse_settings, peek, run_script, say_next
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_array, read_json, write_json
+from pipeline.files import fingerprint, is_whole, read_array, read_json, write_json, write_stamp
 from pipeline.schema import EVALUATION, Settings
 from pipeline.settings import flatten, names_shaping, select
 from pipeline.work import Work
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         "checkpoint": fingerprint(run / "best.pt"),
         "images": made_from(settings.model.image, settings.seed, load_images(settings.work_folder)),
     }
-    if stamp.exists() and read_json(stamp) == shaping and all(path.exists() for path in outputs):
+    if is_whole(stamp, shaping, outputs):
         print_table(read_json(outputs[0])["figures"])
         say_done(run, "up to date", outputs)
         return
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     write_json(outputs[0], {**of_split, "figures": figures})
     write_scalars(run, figures, precision_curves(pairs), split, epoch)
     tensorboard_pages.write_projector(run, data, rows, x, y, settings, epoch)
-    write_json(stamp, shaping)
+    write_stamp(stamp, shaping, outputs)
     say_done(run, "wrote", outputs)
 
 

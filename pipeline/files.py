@@ -9,14 +9,15 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.work import remedy
+from pipeline.work import remedy, stamp_of
 
 LOCK = ".lock"
 """In WORK and in a run's folder: names the process that writes there, or was the last to do so."""
@@ -32,6 +33,46 @@ def fingerprint(path: Path) -> str:
 def _fingerprint(path: Path, *_: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def as_written(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Size and fingerprint of each file, by its name in a stamp."""
+    return {name: {"size": path.stat().st_size, "sha256": fingerprint(path)} for name, path in paths.items()}
+
+
+def is_damaged(path: Path, written: Mapping[str, Any]) -> bool:
+    """Whether a file is no longer as `as_written` noted it. Stamps of earlier versions have no fingerprint."""
+    return path.stat().st_size != written["size"] or written.get("sha256") not in (None, fingerprint(path))
+
+
+def demand_undamaged(path: Path) -> None:
+    """Raise UserError where the stamp beside a file in WORK says that the file has changed since it was written."""
+    stamp = stamp_of(path)
+    if stamp is None or not (stamp.is_file() and path.is_file()):
+        return
+    made = read_json(stamp)
+    if not isinstance(made, dict):
+        raise UserError(f"{stamp} is broken{remedy(stamp)}")
+    for name, written in made.get("outputs", {}).items():
+        if Path(name).name == path.name and is_damaged(path, written):
+            raise UserError(f"{path} is damaged: it has changed since it was written{remedy(path)}")
+
+
+def write_stamp(stamp: Path, made_from: Mapping[str, Any], outputs: Iterable[Path]) -> None:
+    """Note what the files `outputs` were made from, and what they are like."""
+    write_json(stamp, {**made_from, "outputs": as_written({path.name: path for path in outputs})})
+
+
+def is_whole(stamp: Path, made_from: Mapping[str, Any], outputs: Collection[Path]) -> bool:
+    """Whether the files `outputs` are there, undamaged, and made from `made_from`, as `write_stamp` noted."""
+    try:
+        made = read_json(stamp)
+    except UserError:
+        return False
+    written = made.pop("outputs", {}) if isinstance(made, dict) else {}
+    return made == made_from and all(
+        path.is_file() and not (path.name in written and is_damaged(path, written[path.name])) for path in outputs
+    )
 
 
 @contextlib.contextmanager
@@ -112,10 +153,20 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def checksum(text: str) -> str:
+    """Eight digits that tell a text from any other with one changed byte."""
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _checksum_of_json(value: Any) -> str:
+    return checksum(json.dumps(value, sort_keys=True))
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a JSON file, whole, with a checksum of what it holds: an object, or else an object with that `value`."""
+    content = json.loads(json.dumps(value if isinstance(value, dict) else {"value": value}))  # as it will be read
+    content["checksum"] = _checksum_of_json(content)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -154,7 +205,8 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = Fal
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Memory-map a .npy file; raises UserError where it is missing or broken."""
+    """Memory-map a .npy file; raises UserError where it is missing, broken or damaged."""
+    demand_undamaged(path)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -163,8 +215,20 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises UserError where it is missing or broken."""
+    """What `write_json` wrote; raises UserError where the file is missing, broken or damaged.
+
+    Files of earlier versions have no checksum.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}{remedy(path)}") from None
+    if not isinstance(value, dict) or not value:
+        return value
+    *rest, (name, noted) = value.items()
+    content = dict(rest)
+    if noted != _checksum_of_json(content):  # else the name itself may be damaged
+        if name == "checksum":
+            raise UserError(f"{path} is damaged: it has changed since it was written{remedy(path)}")
+        return value
+    return content["value"] if content.keys() == {"value"} else content

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.files import written_whole
+from pipeline.files import demand_undamaged, written_whole
 
 SPLITS = ("train", "val", "test")
 
@@ -45,8 +45,9 @@ def write_articles(path: Path, texts: Iterable[str], batch: int = 1000) -> int:
 
 
 def read_pairs(work: Path, columns: list[str] | None = None, table: str = "pairs.parquet") -> pa.Table:
-    """Columns of WORK's pair table (all of them by default); raises UserError where it is missing or broken."""
+    """Columns of WORK's pair table (all by default); raises UserError where it is missing, broken or damaged."""
     path = work / table
+    demand_undamaged(path)
     try:
         return pq.read_table(path, columns=columns)
     except FileNotFoundError:

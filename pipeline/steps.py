@@ -1,6 +1,6 @@
 """Steps and their stamps: what a step's outputs were made from, and whether that is still so.
 
-A stamp (JSON) holds the settings that shaped a step's outputs, the sizes of these, the fingerprints of its inputs, its
+A stamp (JSON) holds the settings that shaped a step's outputs, sizes and fingerprints of these and of its inputs, its
 figures, the versions of the libraries and the wall time. It tells a step that its outputs are up to date. It tells the
 next step that what it reads was made from the files that there are now.
 """
@@ -18,7 +18,16 @@ from typing import Any
 
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, flush_to_disk, lock, read_json, temporary_files, write_json
+from pipeline.files import (
+    as_written,
+    fingerprint,
+    flush_to_disk,
+    is_damaged,
+    lock,
+    read_json,
+    temporary_files,
+    write_json,
+)
 from pipeline.schema import Settings
 from pipeline.settings import flatten, names_shaping, replaced, select
 from pipeline.work import OUTPUTS, Work
@@ -128,8 +137,10 @@ def what_changed(step: Step, settings: Settings, published: Mapping[str, object]
         return "has a broken stamp"
     for name, output in stamp["outputs"].items():
         path = settings.work_folder / name
-        if not path.is_file() or path.stat().st_size != output["size"]:
+        if not path.is_file():
             return f"is incomplete ({path.name})"
+        if is_damaged(path, output):
+            return f"is damaged ({path.name} has changed since it was written)"
     wanted = json.loads(json.dumps(select(settings, step.settings)))
     defaults = flatten(Settings())
     if stamp["settings"].get("dataset.new_splits"):  # its name until published_splits, which is its inverse
@@ -226,7 +237,7 @@ def making(step: Step, settings: Settings, published: Mapping[str, object] | Non
             "script": step.script,
             "settings": select(settings, step.settings),
             **read,
-            "outputs": {name: {"size": path.stat().st_size} for name, path in whole.items()},
+            "outputs": as_written(whole),
             "figures": figures,
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 2),

@@ -10,20 +10,31 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "extract_image_features.py": ("image_features/vectors.npy",),
     "knn_document_features.py": tuple(f"neighbors/{{space}}/{name}.npy" for name in ("rows", "indices", "distances")),
     "train_siamese_labels.py": ("siamese/vectors.npy", "siamese/comparison.npy"),
+    "evaluate.py": tuple(f"runs/*/{name}" for name in ("metrics.json", "queries.parquet", "scores.parquet")),
 }
 """Which script writes which files in WORK. `{space}` stands for `neighbors.space`."""
 
 
-def remedy(path: Path) -> str:
-    """How to get a broken file of WORK anew, as the end of a message. Steps compare sizes, so the file has to go."""
-    if path.parent.parent.name == "runs":
-        evaluated = path.name in ("metrics.json", "evaluate.json")
-        return f"; remove it and {'run evaluate.py' if evaluated else 'train the run with --overwrite'} again"
+def _script_of(path: Path) -> str | None:
+    """Which script writes a file in WORK, or has it as its stamp."""
     for script, names in OUTPUTS.items():
         stamp = f"{script.removesuffix('.py')}.json"
         if path.name == stamp or any(path.match(name.replace("{space}", "*")) for name in names):
-            return f"; remove it and run {script} again"
-    return ""
+            return script
+    return None
+
+
+def stamp_of(path: Path) -> Path | None:
+    """The stamp beside a file in WORK, which says how the file was written; None where the file has none."""
+    script = _script_of(path)
+    return None if script is None else path.with_name(f"{script.removesuffix('.py')}.json")
+
+
+def remedy(path: Path) -> str:
+    """How to get a broken file of WORK anew, as the end of a message. What has no fingerprint has to be removed."""
+    if script := _script_of(path):
+        return f"; remove it and run {script} again"
+    return "; remove it and train the run with --overwrite again" if path.parent.parent.name == "runs" else ""
 
 
 @dataclass(frozen=True)

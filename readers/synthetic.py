@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.schema import Dataset, Synthetic
 from readers.manifest import images_named, read_manifest
 from readers.published import Published
@@ -79,8 +79,8 @@ def draw(settings: Synthetic, seed: int, folder: Path) -> Path:
 def _is_drawn(manifest: Path, stamp: Path, made: dict[str, Any], pairs: int) -> bool:
     """Whether the dataset that `made` describes lies there, as far as can be seen without reading it."""
     try:
-        is_same = json.loads(stamp.read_text(encoding="utf-8")) == made
-    except (OSError, ValueError):
+        is_same = read_json(stamp) == made
+    except UserError:
         return False
     return is_same and manifest.is_file() and len(list((manifest.parent / "images").glob("[0-9]*.png"))) == pairs
 

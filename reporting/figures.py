@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from metrics import Metric, Scores, registered
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_json, written_whole
+from pipeline.files import demand_undamaged, fingerprint, read_json, written_whole
 from pipeline.schema import Evaluation
 from ranking import Labels, Matrix, as_array, group_codes
 
@@ -127,6 +127,7 @@ def read_figures(run: Path) -> dict[str, Figure]:
     checkpoint = run / "best.pt"
     if not checkpoint.is_file() or _stamp(run).get("checkpoint") != fingerprint(checkpoint):
         raise UserError(f"{run / 'metrics.json'} is not of the best.pt there; run evaluate.py --run {run} again")
+    demand_undamaged(run / "metrics.json")
     figures = read_json(run / "metrics.json")
     if not isinstance(figures, dict) or not isinstance(figures.get("figures"), dict):
         raise UserError(f"{run / 'metrics.json'} is broken; remove it and run evaluate.py --run {run} again")
@@ -181,6 +182,8 @@ class RunScores:
     """What the queries of an evaluated run scored. Raises UserError where that is missing or broken."""
 
     def __init__(self, run: Path) -> None:
+        for name in (QUERIES, SCORES):
+            demand_undamaged(run / name)
         try:
             self.of_pairs, others = (pq.read_table(run / name) for name in (QUERIES, SCORES))
         except (OSError, pa.ArrowException) as error:

@@ -4,7 +4,7 @@ RUN/index holds:
 
 - images.npy, texts.npy: (items, D), or (items, K, D) with PVSE, float32 unit vectors.
 - image_pairs.npy, text_pairs.npy: (items,) int64, each item's pair; the first pair where several share an image.
-- index.json: fingerprints of what the index was computed from.
+- index.json: fingerprints of what the index was computed from, and of the arrays.
 
 An image with several texts is in the index once. A text without a known word is not in it; its image is.
 """
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from datasets import load_prepared
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_array, read_json, write_array, write_json
+from pipeline.files import fingerprint, is_whole, read_array, write_array, write_stamp
 from pipeline.pairs import SPLITS, Images, load_images, read_pairs
 from ranking import nearest
 from training.embedding import embed_images, embed_texts
@@ -79,7 +79,7 @@ class Index:
 
 
 def open_index(encoder: RunEncoder) -> Index:
-    """The index of the encoder's run. It is built where there is none, and rebuilt where an input has changed.
+    """The index of the encoder's run. It is built where there is none, rebuilt where it is damaged or an input changed.
 
     An image that has become unreadable is left out. Raises UserError where an image file is missing.
     """
@@ -91,11 +91,11 @@ def open_index(encoder: RunEncoder) -> Index:
         "images": made_from(settings.model.image, settings.seed, files),
         **{name: fingerprint(settings.work_folder / name) for name in MODEL_INPUTS},
     }
-    if not (stamp.exists() and read_json(stamp) == inputs and all(path.is_file() for path in paths.values())):
+    if not is_whole(stamp, inputs, paths.values()):
         stamp.unlink(missing_ok=True)
         for name, array in _embed(encoder).items():
             write_array(paths[name], array)
-        write_json(stamp, inputs)
+        write_stamp(stamp, inputs, paths.values())
         print(f"wrote {folder}")
     arrays = {name: read_array(path) for name, path in paths.items()}
     table = read_pairs(settings.work_folder, ["image_path", "text", "split"])

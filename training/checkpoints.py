@@ -1,5 +1,6 @@
 """Checkpoints: best.pt, the model alone, and last.pt, all that a training needs to go on as if it had never stopped."""
 
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,9 +42,12 @@ def save_model(path: Path, model: TwoStream, epoch: int, step: int, more: dict[s
 def load_model_state(path: Path, model: TwoStream) -> dict[str, Any]:
     """Load a checkpoint's weights into `model` and return all of the checkpoint.
 
-    Raises UserError where the file is missing, broken or another model's.
+    Raises UserError where the file is missing, broken, damaged or another model's.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums and does not verify them
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it is damaged")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         model.load_checkpoint(state["model"])
     except Exception as error:

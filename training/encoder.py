@@ -18,7 +18,7 @@ from images.files import UnreadableImage
 from images.loading import ImageFiles, PixelSource
 from pipeline.devices import choose_device, use_precision
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_json
+from pipeline.files import demand_undamaged, fingerprint, read_json
 from pipeline.pairs import Images
 from pipeline.schema import Settings
 from pipeline.steps import EXTRACT_DOC2VEC, stamp_path
@@ -54,6 +54,7 @@ def settings_of_finished_run(run: Path, device: Device = "auto") -> Settings:
             raise UserError(
                 f"{paths[name]} is not there, and {run} was trained on it; put it back, or run the steps again"
             )
+        demand_undamaged(paths[name])
         if fingerprint(paths[name]) != value:
             raise UserError(f"{run} was trained on another {name}; train it again with --overwrite")
     return settings

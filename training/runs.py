@@ -11,7 +11,16 @@ import yaml
 
 from models import TwoStream, build_model
 from pipeline.errors import UserError
-from pipeline.files import LOCK, fingerprint, read_array, read_json, write_json, write_text
+from pipeline.files import (
+    LOCK,
+    checksum,
+    demand_undamaged,
+    fingerprint,
+    read_array,
+    read_json,
+    write_json,
+    write_text,
+)
 from pipeline.pairs import load_images
 from pipeline.schema import RUN, ImageEncoder, Model, Settings
 from pipeline.settings import RETIRED, checked_tree, flatten, load_settings, mistakes, names_shaping
@@ -26,6 +35,9 @@ OF_A_RUN = names_shaping(RUN)
 
 NOT_READ_BY_A_MODEL = ("set of image files", "neighbors/", "siamese/")
 """Inputs of training, by the beginning of their names, that a trained model does not read."""
+
+CHECKSUM = "# checksum of the lines above: "
+"""Begins the last line of a config.yaml."""
 
 LAST_SECTION, LAST_SETTING = "evaluation", "batch_size"
 """A config.yaml without this late setting was cut off."""
@@ -74,7 +86,10 @@ def steps_of_loss(settings: Settings, weights: Weights) -> list[Step]:
 
 
 def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
-    """Fingerprints of the files in WORK that a run is trained on, by name. Raises UserError where one is missing."""
+    """Fingerprints of the files in WORK that a run is trained on, by name.
+
+    Raises UserError where one is missing or damaged.
+    """
     paths = [
         Work(settings.work_folder).pairs,
         Work(settings.work_folder).word_vectors,
@@ -83,6 +98,8 @@ def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
     ]
     if missing := [path for path in paths if not path.is_file()]:
         raise UserError(f"{missing[0]} is not there; run steps 0 to 3 with these settings (again)")
+    for path in paths:  # what is damaged is not another: its step can write it again
+        demand_undamaged(path)
     return {str(path.relative_to(settings.work_folder)): fingerprint(path) for path in paths}
 
 
@@ -139,7 +156,8 @@ def start_run(run: Path, settings: Settings, weights: Weights, *, resume: bool) 
         outside = image_inputs(settings.work_folder, settings.model.image)
         write_json(run / "inputs.json", run_inputs(settings, weights) | outside)
         tree = {"weights": asdict(weights), **settings.model_dump()}
-        write_text(run / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        write_text(run / "config.yaml", f"{text}{CHECKSUM}{checksum(text)}\n")
         return True
     if changed := what_changed_since(run, settings):
         raise UserError(f"{run} was trained {changed}; train it anew with --overwrite")
@@ -161,7 +179,11 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
     if not path.is_file():
         raise UserError(f"{run} is no run of train_cross_modal_retrieval_model.py: it has no config.yaml")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        written, _, noted = text.rpartition(CHECKSUM)
+        if written and noted.strip() != checksum(written):
+            raise UserError("it is damaged, or was edited after the training began")
+        tree = yaml.safe_load(text)
         weights = Weights(**{name: float(weight) for name, weight in tree.pop("weights").items()})
         tree[LAST_SECTION][LAST_SETTING]
         settings = load_settings(checked_tree(tree, "config.yaml", ignored=RETIRED))

@@ -1,6 +1,8 @@
 """Whole files, stamps, and what is said when an input has changed."""
 
 import errno
+import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -11,7 +13,7 @@ import pytest
 
 from pipeline import steps as artifacts
 from pipeline.errors import UserError
-from pipeline.files import open_array, read_array, read_json, write_array, write_json, written_whole
+from pipeline.files import open_array, read_array, read_json, write_array, write_json, write_stamp, written_whole
 from pipeline.schema import Settings
 from pipeline.steps import Step, is_up_to_date, making, require, what_changed
 
@@ -62,7 +64,7 @@ def test_other_settings_other_inputs_and_truncation_are_seen(settings: Settings)
     make_second(settings)
     array = settings.work_folder / "second" / "b.npy"
     array.write_bytes(array.read_bytes()[:-1])
-    assert "incomplete" in str(what_changed(SECOND, settings))
+    assert "damaged (b.npy" in str(what_changed(SECOND, settings))
 
 
 def test_the_seed_counts_for_the_step_itself_and_not_for_the_next(settings: Settings) -> None:
@@ -143,9 +145,51 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([path, alive, elsewhere, another])
 
 
-def test_a_stamp_holds_the_sizes_of_outputs_and_no_more(settings: Settings) -> None:
+def test_a_stamp_holds_sizes_and_fingerprints_of_outputs(settings: Settings) -> None:
     make_first(settings)
-    assert read_json(settings.work_folder / "first.json")["outputs"] == {"a.txt": {"size": 3}}
+    found = read_json(settings.work_folder / "first.json")["outputs"]
+    assert found == {"a.txt": {"size": 3, "sha256": hashlib.sha256(b"one").hexdigest()}}
+
+
+def test_a_stamp_of_an_earlier_version_has_sizes_alone(settings: Settings) -> None:
+    make_first(settings)
+    stamp = settings.work_folder / "first.json"
+    stamp.write_text(json.dumps({**read_json(stamp), "outputs": {"a.txt": {"size": 3}}}))
+    assert is_up_to_date(FIRST, settings)
+    (settings.work_folder / "a.txt").write_text("four")
+    assert not is_up_to_date(FIRST, settings)
+
+
+@pytest.mark.parametrize("value", [{"a": 1.5, "b": [None, "é"]}, [1, 2], 3, {}, {"value": 1, "more": float("inf")}])
+def test_json_is_read_as_it_was_written_and_any_flipped_bit_is_told(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, value)
+    assert read_json(path) == value
+    content = path.read_bytes()
+    for place in range(8 * len(content)):
+        path.write_bytes(flipped(content, place))
+        try:
+            found = read_json(path)
+        except UserError as error:
+            assert str(path) in str(error)
+        else:  # blanks, or the name of the checksum
+            assert found == value
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
+
+
+def test_a_file_that_changed_since_it_was_written_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    path, times = tmp_path / "doc2vec" / "vectors.npy", (1, 1)
+    write_array(path, np.arange(10.0))
+    write_stamp(path.with_name("extract_doc2vec_vectors.json"), {}, [path])
+    os.utime(path, times)
+    read_array(path)
+    path.write_bytes(flipped(path.read_bytes(), 1100))
+    os.utime(path, times)
+    with pytest.raises(UserError, match=r"vectors\.npy is damaged: .*; remove it and run extract_doc2vec_vectors\.py"):
+        read_array(path)
 
 
 def test_a_broken_array_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import extract_doc2vec_vectors
 import prepare_dataset
 import train_doc2vec
 from images import files as images
+from pipeline.files import read_json
 from pipeline.schema import Neighbors as NeighborSettings
 from pipeline.schema import Settings
 from pipeline.steps import output_paths
@@ -68,7 +69,7 @@ def test_training_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(Stopped):
         train_doc2vec.main(words(work))
     (folder,) = (work / ".unfinished").iterdir()
-    assert json.loads((folder / "epoch.json").read_text()) == 12
+    assert read_json(folder / "epoch.json") == 12
     assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-12.model", "epoch-12.npy"]
     monkeypatch.setattr(doc2vec, "untrained", None)  # not a second time
     monkeypatch.setattr(doc2vec, "train", untouched)
@@ -165,7 +166,7 @@ def test_neighbors_go_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Mon
     stop = 9
     with pytest.raises(Stopped):
         neighbors.find_neighbors(points, groups, chosen, 0, True, folder)
-    done = json.loads((folder / "done.json").read_text())
+    done = read_json(folder / "done.json")
     assert 0 < done < 300 and done % 20 == 0
     asked.clear()
     stop = -1
@@ -207,13 +208,13 @@ def test_signatures_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     with pytest.raises(Stopped):
         near_duplicates.signatures(until(190), 200, "en", tmp_path)
-    done = json.loads((tmp_path / "signatures.json").read_text()) if (tmp_path / "signatures.json").exists() else 0
+    done = read_json(tmp_path / "signatures.json") if (tmp_path / "signatures.json").exists() else 0
     monkeypatch.setattr(near_duplicates, "cores", lambda: 0)  # in this process
     for stop in (130, 200):
         try:
             values, has_words = near_duplicates.signatures(until(stop), 200, "en", tmp_path)
         except Stopped:
-            assert json.loads((tmp_path / "signatures.json").read_text()) == max(done, 120)
+            assert read_json(tmp_path / "signatures.json") == max(done, 120)
     assert np.array_equal(values, wanted[0]) and np.array_equal(has_words, wanted[1])
 
 

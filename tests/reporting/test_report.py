@@ -22,7 +22,7 @@ import train_cross_modal_retrieval_model
 import train_doc2vec
 from pipeline.command_line import make_parser, parse_settings
 from pipeline.errors import UserError
-from pipeline.files import fingerprint
+from pipeline.files import fingerprint, read_json, write_json
 from pipeline.schema import Synthetic
 from readers.synthetic import World
 from reporting import page as page_module
@@ -299,9 +299,10 @@ def test_runs_of_different_pairs_are_refused(runs: tuple[Path, Path], tmp_path: 
     other = work / "runs" / runs[1].name
     table = pq.read_table(work / "pairs.parquet")
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"other": b""}), work / "pairs.parquet")
-    inputs = json.loads((other / "inputs.json").read_text())
+    (work / "prepare_dataset.json").unlink()  # as if it were another dataset, and not a damaged one
+    inputs = read_json(other / "inputs.json")
     inputs["pairs.parquet"] = fingerprint(work / "pairs.parquet")
-    (other / "inputs.json").write_text(json.dumps(inputs))
+    write_json(other / "inputs.json", inputs)
     out = tmp_path / "report.html"
     done = run_script("make_report.py", "--runs", runs[0], other, "--out", out, ok=False)
     assert "were trained on different pairs.parquet" in one_line_error(done)

@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.devices import choose_device, use_precision
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.pairs import SCHEMA, write_pairs
 from pipeline.schema import Settings
 from training.runs import Weights, read_run, start_run, what_changed_since
@@ -84,7 +85,7 @@ def test_changed_images_and_weights_are_seen(settings: Settings, run: Path, tmp_
 
 
 def test_runs_that_do_not_name_their_images_stay_valid(settings: Settings, run: Path, tmp_path: Path) -> None:
-    inputs = json.loads((run / "inputs.json").read_text())
+    inputs = read_json(run / "inputs.json")
     old = {name: value for name, value in inputs.items() if (settings.work_folder / name).exists()}
     assert len(old) == len(inputs) - 2
     (run / "inputs.json").write_text(json.dumps(old))

@@ -21,7 +21,7 @@ import train_cross_modal_retrieval_model as training
 from datasets import load_prepared, plan_epoch
 from models import build_model
 from pipeline.command_line import make_parser, parse_settings
-from pipeline.files import LOCK
+from pipeline.files import LOCK, read_json, write_json
 from pipeline.pairs import image_root
 from pipeline.schema import Settings
 from training.image_sources import image_source
@@ -138,9 +138,9 @@ def test_evaluate_sees_changed_images(prepared: Path) -> None:
     run_script("evaluate.py", "--run", run, "--training.workers", "1")
     assert "up to date" in run_script("evaluate.py", "--run", run).stdout
     assert "wrote" in run_script("evaluate.py", "--run", run, "--evaluation.kway", "[3]").stdout
-    stamp = json.loads((run / "evaluate.json").read_text())
+    stamp = read_json(run / "evaluate.json")
     stamp["images"]["images"] = "of before"
-    (run / "evaluate.json").write_text(json.dumps(stamp))
+    write_json(run / "evaluate.json", stamp)
     assert "wrote" in run_script("evaluate.py", "--run", run, "--evaluation.kway", "[3]").stdout
 
 
@@ -148,10 +148,13 @@ def test_force_evaluates_with_other_images_and_never_with_other_words(prepared: 
     run = train(prepared)
     neighbors, words = prepared / "neighbors/doc2vec/distances.npy", prepared / "doc2vec/word_vectors.npy"
     np.save(neighbors, np.load(neighbors) + 1)
+    assert "run knn_document_features.py again" in one_line_error(run_script("evaluate.py", "--run", run, ok=False))
+    (neighbors.parent / "knn_document_features.json").unlink()  # another table, and not a damaged one
     told = one_line_error(run_script("evaluate.py", "--run", run, ok=False))
     assert "trained on another neighbors/doc2vec/distances.npy" in told and "--force" in told
     assert "wrote" in run_script("evaluate.py", "--run", run, "--force").stdout
     np.save(words, np.load(words) + 1)
+    (words.parent / "train_doc2vec.json").unlink()
     for force in ([], ["--force"]):
         told = one_line_error(run_script("evaluate.py", "--run", run, *force, ok=False))
         assert "trained on another doc2vec/word_vectors.npy" in told or not force
