@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from images.checked_rows import CheckedRows
 from images.files import UnreadableImage, load_image
 from images.pixel_cache import PixelCache, no_longer_readable
 from pipeline.devices import to_device
@@ -175,7 +176,7 @@ class PixelSource:
         in_thread = self.workers == 0 and self.device.type == "cuda"  # else the GPU waits for this process to read
         batches = prefetch(loader) if in_thread else self._received(loader)
         for batch, (_, flips) in zip(batches, requests, strict=True):
-            self.unreadable |= batch.unreadable
+            self._note(batch.unreadable)
             yield self._flipped(batch.tensor(), flips)
 
     def _received(self, loader: DataLoader) -> Iterator[_Sent]:
@@ -207,8 +208,14 @@ class PixelSource:
     def load(self, numbers: np.ndarray, flips: np.ndarray) -> Tensor:
         """One batch as those of `batches`, decoded in this process."""
         pixels, unreadable = self.files.__getitems__(numbers.tolist())
-        self.unreadable |= unreadable
+        self._note(unreadable)
         return self._flipped(pixels, flips)
+
+    def _note(self, unreadable: dict[int, str]) -> None:
+        """Note unreadable images. A damaged cache ends the reading: it can be made again."""
+        if unreadable and isinstance(self.files, CachedImages):
+            raise UserError(unreadable[min(unreadable)])
+        self.unreadable |= unreadable
 
     def _flipped(self, pixels: Tensor, flips: np.ndarray) -> Tensor:
         pixels = pixels.to(self.device, non_blocking=True)
@@ -220,7 +227,10 @@ class FeatureSource:
     """Batches of a frozen backbone's cached features; `features` is (I, 2, F), image and flipped image."""
 
     def __init__(
-        self, features: np.ndarray, device: torch.device, unreadable: Mapping[int, str] = MappingProxyType({})
+        self,
+        features: np.ndarray | CheckedRows,
+        device: torch.device,
+        unreadable: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         self.features, self.device = features, device
         self.unreadable = unreadable

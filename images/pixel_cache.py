@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import shutil
+import zlib
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from images.checked_rows import CheckedRows, row_checksums
 from images.files import UnreadableImage, load_image
 from pipeline.errors import UserError
 from pipeline.files import LOCK, lock, open_array, read_array, read_json, write_array, write_json, written_whole
@@ -31,6 +33,7 @@ IMAGES_PER_SHARD = 1000
 SAMPLE = 64
 """Images that are encoded to estimate the size of all."""
 JPEG_QUALITY = 95
+CHECKSUMS = "checksums.npy"
 
 
 class Shard(NamedTuple):
@@ -46,11 +49,13 @@ class Shard(NamedTuple):
 class PixelCache:
     """The images of a dataset at S x S pixels, by number."""
 
-    pixels: np.ndarray | None
+    pixels: CheckedRows | None
     """(I, S, S, 3) uint8, memory-mapped. None where they are in JPEG shards."""
     folder: Path
     offsets: list[np.ndarray]
     """Of each JPEG shard the places where its images begin, (n + 1,) int64."""
+    checksums: np.ndarray | None
+    """(I,) uint32, CRC-32 of each image's pixels or JPEG; None for a cache of an earlier version."""
     unreadable: dict[int, str]
     """What is wrong with each unreadable image, by number. It is black."""
     size: int
@@ -59,7 +64,10 @@ class PixelCache:
         return len(self.pixels) if self.pixels is not None else sum(len(each) - 1 for each in self.offsets)
 
     def batch(self, numbers: list[int]) -> tuple[np.ndarray, dict[int, str]]:
-        """(B, S, S, 3) uint8, and what is wrong with images that were lost since, by number. Those are black."""
+        """(B, S, S, 3) uint8, and what is wrong with images that were lost since, by number. Those are black.
+
+        Raises UserError where pixels are damaged.
+        """
         if self.pixels is not None:
             return self.pixels[numbers], {}
         batch = np.zeros((len(numbers), self.size, self.size, 3), dtype=np.uint8)
@@ -71,9 +79,12 @@ class PixelCache:
                 try:
                     with _shard_path(self.folder, shard).open("rb") as file:
                         file.seek(first)
-                        batch[line] = np.asarray(Image.open(io.BytesIO(file.read(end - first)), formats=("JPEG",)))
+                        content = file.read(end - first)
+                    if self.checksums is not None and zlib.crc32(content) != self.checksums[number]:
+                        raise ValueError("it has changed since it was written")
+                    batch[line] = np.asarray(Image.open(io.BytesIO(content), formats=("JPEG",)))
                 except (OSError, SyntaxError, ValueError):
-                    lost[number] = f"image {number} of the pixel cache {self.folder} is lost: remove that folder"
+                    lost[number] = f"image {number} of the pixel cache {self.folder} is damaged; remove that folder"
         return batch, lost
 
 
@@ -138,18 +149,24 @@ def open_pixel_cache(
 
 def _read_cache(folder: Path, kind: Kind, count: int, size: int) -> PixelCache:
     unreadable = {int(number): why for number, why in read_json(folder / "pixels.json")["unreadable"].items()}
+    checksums = read_array(folder / CHECKSUMS) if (folder / CHECKSUMS).exists() else None
+    if checksums is not None and (checksums.dtype != np.uint32 or checksums.shape != (count,)):
+        raise ValueError(f"{CHECKSUMS} holds {checksums.dtype} {checksums.shape}")
     if kind == "raw":
         pixels = read_array(folder / "pixels.npy")
-        if pixels.shape != (count, size, size, 3):
-            raise ValueError(f"pixels.npy has the shape {pixels.shape}")
-        return PixelCache(pixels, folder, [], unreadable, size)
+        if pixels.shape != (count, size, size, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"pixels.npy holds {pixels.dtype} {pixels.shape}")
+        return PixelCache(CheckedRows(pixels, checksums, folder), folder, [], checksums, unreadable, size)
     shards = [_shard_path(folder, number) for number in range(-(-count // IMAGES_PER_SHARD))]
     # In memory: a mapped file is an open one, and there may be thousands.
     offsets = [np.array(read_array(shard.with_suffix(".npy"))) for shard in shards]
     for shard, each in zip(shards, offsets, strict=True):
+        images = min(IMAGES_PER_SHARD, count - int(shard.stem) * IMAGES_PER_SHARD)
+        if each.dtype != np.int64 or each.shape != (images + 1,) or (np.diff(each, prepend=0) < 0).any():
+            raise ValueError(f"{shard.stem}.npy does not say where {images} images begin")
         if shard.stat().st_size != each[-1]:
             raise ValueError(f"{shard.name} has {shard.stat().st_size:,} bytes, not {each[-1]:,}")
-    return PixelCache(None, folder, offsets, unreadable, size)
+    return PixelCache(None, folder, offsets, checksums, unreadable, size)
 
 
 def _make(
@@ -163,8 +180,10 @@ def _make(
         print(f"caches of other images or sizes there: {', '.join(others)}; remove those that are no longer used")
     count = len(images.paths)
     unreadable_by_shard = _finished_shards(done)
+    resumed = bool(unreadable_by_shard)
+    open_array(folder / CHECKSUMS, (count,), np.uint32, keep=resumed)
     if kind == "raw":
-        open_array(folder / "pixels.npy", (count, size, size, 3), np.uint8, keep=bool(unreadable_by_shard))
+        open_array(folder / "pixels.npy", (count, size, size, 3), np.uint8, keep=resumed)
     rest = range(len(unreadable_by_shard), -(-count // IMAGES_PER_SHARD))
     shards = (
         Shard(number, first, [images.root / path for path in images.paths[first : first + IMAGES_PER_SHARD]])
@@ -227,12 +246,20 @@ def _make_array(folder: Path, size: int, max_pixels: int, shard: Shard) -> list[
         except UnreadableImage as error:
             unreadable.append((place, no_longer_readable(path, error)))
     pixels.flush()
+    _note_checksums(folder, shard, row_checksums(pixels[shard.first : shard.first + len(shard.paths)]))
     return unreadable
+
+
+def _note_checksums(folder: Path, shard: Shard, checksums: np.ndarray) -> None:
+    """Write the checksums of a shard's images among those of all."""
+    of_all = np.load(folder / CHECKSUMS, mmap_mode="r+", allow_pickle=False)
+    of_all[shard.first : shard.first + len(checksums)] = checksums
+    of_all.flush()
 
 
 def _make_shard(folder: Path, size: int, max_pixels: int, shard: Shard) -> list[tuple[int, str]]:
     """Decode a shard into a file of JPEGs, and a file of their places. Returns as `_make_array`."""
-    offsets, unreadable = [0], []
+    offsets, checksums, unreadable = [0], [], []
     with written_whole(_shard_path(folder, shard.number)) as temporary_path, temporary_path.open("wb") as file:
         for place, path in enumerate(shard.paths):
             content, why = _encoded(path, size, max_pixels)
@@ -240,7 +267,9 @@ def _make_shard(folder: Path, size: int, max_pixels: int, shard: Shard) -> list[
                 unreadable.append((place, why))
             file.write(content)
             offsets.append(offsets[-1] + len(content))
+            checksums.append(zlib.crc32(content))
     write_array(_shard_path(folder, shard.number).with_suffix(".npy"), np.array(offsets, dtype=np.int64))
+    _note_checksums(folder, shard, np.array(checksums, dtype=np.uint32))
     return unreadable
 
 

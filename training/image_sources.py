@@ -10,13 +10,14 @@ from tqdm import tqdm
 
 from backbones import Backbone
 from datasets import Prepared
+from images.checked_rows import CheckedRows, row_checksums
 from images.loading import CachedImages, FeatureSource, ImageFiles, ImageSource, PixelSource, demand_readable
 from images.pixel_cache import Kind, PixelCache, cache_folder, is_finished, kind_of_cache, open_pixel_cache, room_gb
 from images.tar_members import file_of
 from models import seeded
 from pipeline.devices import autocast
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, open_array, read_array, read_json, write_json, written_whole
+from pipeline.files import fingerprint, open_array, read_array, read_json, write_array, write_json, written_whole
 from pipeline.pairs import Images
 from pipeline.processes import cores
 from pipeline.schema import ImageEncoder, Settings
@@ -77,7 +78,7 @@ def made_from(encoder: ImageEncoder, seed: int, images: Images) -> dict[str, obj
 @torch.no_grad()
 def cached_features(
     settings: Settings, images: Images, device: torch.device, *, local: bool = False
-) -> tuple[np.ndarray, dict[int, str]]:
+) -> tuple[CheckedRows, dict[int, str]]:
     """Pretrained features (I, 2, F), float32, of every image ([:, 0]) and its mirror image ([:, 1]), memory-mapped.
 
     Also returns, by number, what is wrong with images that cannot be read. Their features are NaN.
@@ -87,11 +88,15 @@ def cached_features(
     and float32 would take a gigabyte for 2,000 images.
     """
     path, inputs = features_path(settings, local=local), made_from(settings.model.image, settings.seed, images)
-    stamp = path.with_suffix(".json")
+    stamp, checksums_path = path.with_suffix(".json"), path.with_suffix(".checksums.npy")
     if path.exists() and stamp.exists():
-        made = read_json(stamp)
-        if made["made_from"] == inputs:
-            return read_array(path), {int(number): why for number, why in made.get("unreadable", {}).items()}
+        try:
+            made = read_json(stamp)
+            if made["made_from"] == inputs:
+                unreadable = {int(number): why for number, why in made.get("unreadable", {}).items()}
+                return _read_features(path, checksums_path, len(images.paths)), unreadable
+        except (UserError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the image features {path.parent} are damaged ({error}); remove that folder") from None
     stamp.unlink(missing_ok=True)
 
     with seeded(settings.seed):
@@ -122,9 +127,19 @@ def cached_features(
             progress.update(len(part))
         features[list(source.unreadable)] = np.nan
         features.flush()
+        checksums = np.stack([row_checksums(both) for both in features])
+    write_array(checksums_path, checksums)
     write_json(stamp, {"made_from": inputs, "unreadable": source.unreadable, "versions": versions()})
     print(f"wrote {path}")
-    return read_array(path), source.unreadable
+    return _read_features(path, checksums_path, count), source.unreadable
+
+
+def _read_features(path: Path, checksums: Path, count: int) -> CheckedRows:
+    """The features of `count` images; raises UserError and ValueError where they are broken."""
+    features = read_array(path)
+    if features.shape[:2] != (count, 2) or features.dtype not in (np.float16, np.float32):
+        raise ValueError(f"{path.name} holds {features.dtype} {features.shape}")
+    return CheckedRows(features, read_array(checksums) if checksums.exists() else None, path.parent)
 
 
 def pixel_cache(settings: Settings, images: Images, *, for_one_pass: bool = False) -> PixelCache | None:

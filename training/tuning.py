@@ -1,7 +1,9 @@
 """The search for the loss weights: two studies with the same number of trials."""
 
+import contextlib
 import hashlib
 import json
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -17,7 +20,8 @@ from datasets import Prepared, load_prepared
 from images.loading import ImageSource
 from models import build_model
 from pipeline.devices import choose_device
-from pipeline.files import read_array, write_json
+from pipeline.errors import UserError
+from pipeline.files import checksum, read_array, write_json
 from pipeline.schema import ANGULAR, TRIPLET, Settings
 from pipeline.settings import flatten
 from pipeline.work import Work
@@ -27,6 +31,9 @@ from training.trainer import build_trainer
 
 SEARCHES = {"baseline": ("sym",), "method": ("sym", "img", "text")}
 """The weights that each search varies; the others are 0."""
+STUDY, CHECKSUM = "weights", "checksum"
+"""Names of the study in its database, and of each finished trial's checksum."""
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 LOWEST, HIGHEST = 0.03, 10.0
 """Weights are searched between these, on a logarithmic scale."""
 
@@ -43,13 +50,11 @@ def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
     """The weights with the highest figure of `tuning.trials` trials, those of earlier calls among them."""
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder / 'trials.db'}", study_name="weights", direction="maximize", load_if_exists=True
-    )
+    study = open_study(folder)
     for cut_short in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(cut_short.number, state=TrialState.FAIL)
-    trials, finished = settings.tuning.trials, (TrialState.COMPLETE, TrialState.PRUNED)
-    if (done := len(study.get_trials(states=finished))) < trials:
+    trials = settings.tuning.trials
+    if (done := len(study.get_trials(states=FINISHED))) < trials:
         data, device = (
             load_prepared(settings.work_folder, settings.model.text.max_words),
             choose_device(settings.training.device),
@@ -69,6 +74,7 @@ def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
                 weights = suggest(trial, names)
                 pruned = train(folder / f"trial_{number:03d}", weights, trial, settings, data, images, device)
                 last = study.trials[trial.number].intermediate_values
+                trial.set_user_attr(CHECKSUM, checksum_of(study.trials[trial.number]))
                 study.tell(trial, state=TrialState.PRUNED) if pruned else study.tell(trial, last[max(last)])
                 progress.update()
                 progress.set_postfix(best=f"{study.best_value:.4f}")
@@ -83,12 +89,48 @@ def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
         {
             **asdict(weights),
             "value": best.value,
-            "trials": len(study.get_trials(states=finished)),
+            "trials": len(study.get_trials(states=FINISHED)),
             "pruned": len(study.get_trials(states=(TrialState.PRUNED,))),
         },
     )
     print(f"wrote {path}")
     return weights
+
+
+def open_study(folder: Path) -> optuna.Study:
+    """The study in `folder`, a new one where there is none. Raises UserError where its database is damaged.
+
+    SQLite has no checksums, so each finished trial has one of its own.
+    """
+    path = folder / "trials.db"
+    try:
+        if path.exists():
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                if (found := database.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
+                    raise ValueError(found)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        if optuna.get_all_study_names(storage) not in ([], [STUDY]):
+            raise ValueError("it holds another study")
+        study = optuna.create_study(storage=storage, study_name=STUDY, direction="maximize", load_if_exists=True)
+        if study.direction != StudyDirection.MAXIMIZE:
+            raise ValueError("its direction has changed")
+        for number, trial in enumerate(study.trials):
+            noted = trial.user_attrs.get(CHECKSUM)  # earlier versions noted none
+            if trial.number != number or (noted and trial.state in FINISHED and noted != checksum_of(trial)):
+                raise ValueError(f"trial {number} has changed")
+            if trial.state == TrialState.COMPLETE:
+                last = trial.intermediate_values
+                if trial.value != last[max(last)]:
+                    raise ValueError(f"the figure of trial {number} has changed")
+    except Exception as error:  # a damaged database raises anything
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({reason}); remove {folder} to search anew") from None
+    return study
+
+
+def checksum_of(trial: FrozenTrial) -> str:
+    """A checksum of what a trial asked for and of its figures."""
+    return checksum(json.dumps([trial.params, sorted(trial.intermediate_values.items())], sort_keys=True))
 
 
 def suggest(trial: optuna.trial.BaseTrial, names: tuple[str, ...]) -> Weights:

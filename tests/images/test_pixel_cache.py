@@ -133,7 +133,7 @@ def test_a_damaged_cache_is_named(images: Images, tmp_path: Path, kind: str, nam
     with pytest.raises(UserError, match=r"the pixel cache .*cache is damaged \(.*\); remove that folder") as told:
         opened(folder, kind, images)
     assert "\n" not in str(told.value)
-    if name == "00000.jpegs":  # damaged while it is read: black, and told of
+    if name == "00000.jpegs":  # damaged while it is read
         pixels, lost = CachedImages(cache).__getitems__([0, 6])
         assert pixels[0].any() and not pixels[1].any() and list(lost) == [6] and "remove that folder" in lost[6]
 
