@@ -303,16 +303,26 @@ def validation_terms(settings: Settings) -> str:
 
 
 def _read_scalars(runs: ComparedRuns, number: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Steps and finite values of a run's TensorBoard scalars, by tag; without those that have none."""
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+    """Steps and finite values of a run's TensorBoard scalars, by tag; without those that have none.
 
-    log = EventAccumulator(str(runs.encoders[number].run), size_guidance={SCALARS: 0}).Reload()
-    found = {}
-    for tag in log.Tags()[SCALARS]:
-        events = [event for event in log.Scalars(tag) if np.isfinite(event.value)]
-        if events:
-            found[tag] = np.array([event.step for event in events]), np.array([event.value for event in events])
-    return found
+    A file that is torn or damaged is read up to there; a line says so.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(runs.encoders[number].run.glob("events.out.tfevents.*")):
+        whole = 0
+        for record in RawEventFileLoader(str(path)).Load():
+            whole += len(record) + 16  # its length, and two checksums
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                if value.HasField("simple_value") and np.isfinite(value.simple_value):
+                    found.setdefault(value.tag, []).append((event.step, value.simple_value))
+        if whole < (size := path.stat().st_size):
+            print(f"{path} is torn or damaged after {whole:,} of {size:,} bytes: the curves are without the rest")
+    columns = {tag: tuple(np.array(column) for column in zip(*events, strict=True)) for tag, events in found.items()}
+    return {tag: (steps, values) for tag, (steps, values) in columns.items()}
 
 
 # --- How it was made -------------------------------------------------------------------------------------------------

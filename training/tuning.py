@@ -21,7 +21,8 @@ from images.loading import ImageSource
 from models import build_model
 from pipeline.devices import choose_device
 from pipeline.errors import UserError
-from pipeline.files import checksum, read_array, write_json
+from pipeline.errors import UserError
+from pipeline.files import checksum, read_array, read_json, write_json
 from pipeline.schema import ANGULAR, TRIPLET, Settings
 from pipeline.settings import flatten
 from pipeline.work import Work
@@ -81,18 +82,17 @@ def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
     best = study.best_trial
     weights = suggest(optuna.trial.FixedTrial(best.params), names)
     path = folder / "best.json"
-    if done >= trials and path.exists():
-        print(f"up to date {path}")
-        return weights
-    write_json(
-        path,
-        {
-            **asdict(weights),
-            "value": best.value,
-            "trials": len(study.get_trials(states=FINISHED)),
-            "pruned": len(study.get_trials(states=(TrialState.PRUNED,))),
-        },
-    )
+    found = {
+        **asdict(weights),
+        "value": best.value,
+        "trials": len(study.get_trials(states=FINISHED)),
+        "pruned": len(study.get_trials(states=(TrialState.PRUNED,))),
+    }
+    with contextlib.suppress(UserError):
+        if read_json(path) == found:
+            print(f"up to date {path}")
+            return weights
+    write_json(path, found)
     print(f"wrote {path}")
     return weights
 
