@@ -23,7 +23,17 @@ from tqdm import tqdm
 from images.checked_rows import CheckedRows, row_checksums
 from images.files import UnreadableImage, load_image
 from pipeline.errors import UserError
-from pipeline.files import LOCK, lock, open_array, read_array, read_json, write_array, write_json, written_whole
+from pipeline.files import (
+    LOCK,
+    is_whole,
+    lock,
+    open_array,
+    read_array,
+    read_json,
+    write_array,
+    write_json,
+    written_whole,
+)
 from pipeline.pairs import Images
 from pipeline.processes import cores, in_order
 
@@ -215,7 +225,7 @@ def _make(
 
 def _begin(folder: Path, begun: Path, gigabytes: float, made_from: dict[str, Any]) -> None:
     """Keep a partial cache of the same images, or make room for a new one. Raises UserError where there is no room."""
-    if begun.is_file() and read_json(begun) == made_from:
+    if is_whole(begun, made_from, ()):
         return
     for path in folder.iterdir():
         if path.name != LOCK:

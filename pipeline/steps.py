@@ -23,6 +23,7 @@ from pipeline.files import (
     fingerprint,
     flush_to_disk,
     is_damaged,
+    is_whole,
     lock,
     read_json,
     temporary_files,
@@ -258,7 +259,7 @@ def _begin(step: Step, settings: Settings, read: dict[str, Any]) -> Path:
     folder = _unfinished_folder(step, settings)
     made_from = json.loads(json.dumps({"settings": select(settings, step.settings), **read, "versions": versions()}))
     record = folder / RECORD
-    if record.is_file() and read_json(record) == made_from:
+    if is_whole(record, made_from, ()):
         print(f"resuming {step.script} where it was stopped")
         (folder / STAMP).unlink(missing_ok=True)
     else:
@@ -270,7 +271,12 @@ def _begin(step: Step, settings: Settings, read: dict[str, Any]) -> Path:
 def _move_into_place(step: Step, settings: Settings, unfinished: Path) -> None:
     """Move the outputs that a finished step has not moved yet, and its stamp last."""
     stamp = unfinished / STAMP
-    for name in read_json(stamp)["outputs"] if stamp.is_file() else []:  # another process may have moved them
+    try:
+        names = read_json(stamp)["outputs"]
+    except UserError:  # another process may have moved it; a damaged one does not count
+        stamp.unlink(missing_ok=True)
+        names = []
+    for name in names:
         new, path = unfinished / NEW / name, settings.work_folder / name
         if new.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,10 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 """Which script writes which files in WORK. `{space}` stands for `neighbors.space`."""
 
 
+UNFINISHED = ".unfinished"
+"""The folder in WORK with what steps that were stopped have done."""
+
+
 def _script_of(path: Path) -> str | None:
     """Which script writes a file in WORK, or has it as its stamp."""
     for script, names in OUTPUTS.items():
@@ -32,6 +36,9 @@ def stamp_of(path: Path) -> Path | None:
 
 def remedy(path: Path) -> str:
     """How to get a broken file of WORK anew, as the end of a message. What has no fingerprint has to be removed."""
+    if UNFINISHED in path.parts:
+        folder = next(parent for parent in path.parents if parent.parent.name == UNFINISHED)
+        return f"; remove {folder} to start anew"
     if script := _script_of(path):
         return f"; remove it and run {script} again"
     return "; remove it and train the run with --overwrite again" if path.parent.parent.name == "runs" else ""
@@ -156,4 +163,4 @@ class Work:
 
     def unfinished(self, step: str) -> Path:
         """What a step that was stopped has done so far."""
-        return self.folder / ".unfinished" / step
+        return self.folder / UNFINISHED / step

@@ -120,7 +120,7 @@ def read_images(argv: list[str]) -> None:
     from training.image_sources import image_source
 
     settings, _, _ = parse_settings(make_parser("", "model", "training"), argv)
-    data = load_prepared(settings)
+    data = load_prepared(settings.work_folder, settings.model.text.max_words)
     numbers = np.arange(len(data.images.paths))
     source = image_source(settings, data, torch.device("cpu"))
     for part in np.array_split(numbers, 3):

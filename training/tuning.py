@@ -21,7 +21,6 @@ from images.loading import ImageSource
 from models import build_model
 from pipeline.devices import choose_device
 from pipeline.errors import UserError
-from pipeline.errors import UserError
 from pipeline.files import checksum, read_array, read_json, write_json
 from pipeline.schema import ANGULAR, TRIPLET, Settings
 from pipeline.settings import flatten
