@@ -177,7 +177,7 @@ def test_a_size_of_its_own_for_each_cache(images: Images, tmp_path: Path, capsys
     settings.model.image.size, settings.dataset.max_pixels = SIZE, 10**6
     assert cache_of(settings, images).folder.name.startswith("pixels-16-raw-")
     settings.model.image.size = 8
-    assert len(cache_of(settings, images).pixels[0]) == 8
+    assert cache_of(settings, images).pixels.shape[1] == 8
     settings.training.pixel_cache_gb, settings.model.image.size = 1e-12, 9
     assert (
         cache_of(settings, images) is None and "more than 1e-12 GB (training.pixel_cache_gb" in capsys.readouterr().out
