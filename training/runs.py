@@ -166,6 +166,8 @@ def start_run(run: Path, settings: Settings, weights: Weights, *, resume: bool) 
         return False
     if not resume:
         raise UserError(f"{run} is unfinished; resume it with --resume, or start it anew with --overwrite")
+    for leftover in run.glob(".*.part*"):  # of killed processes, of this computer or another
+        leftover.unlink()
     return True
 
 

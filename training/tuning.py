@@ -68,7 +68,7 @@ def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
                     seed=int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0]), multivariate=True
                 )
                 study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=5)
-                if number == 0:
+                if number == 0 and not study.get_trials(states=(TrialState.WAITING,)):
                     study.enqueue_trial({name: paper[name] for name in names}, skip_if_exists=False)
                 trial = study.ask()
                 weights = suggest(trial, names)
