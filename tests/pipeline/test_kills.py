@@ -14,7 +14,7 @@ from readers.synthetic import draw
 
 CONFIG = """
 deterministic: true
-dataset: {source: manifest, manifest: %s, near_duplicates: true}
+dataset: {source: manifest, manifest: %s, near_duplicates: true, val_share: 0.2, test_share: 0.25}
 doc2vec: {vector_size: 4, mode: pv_dbow, hierarchical_softmax: false, negative: 5, window: 3, min_count: 1, epochs: 2}
 neighbors: {k: 3}
 model:
@@ -71,7 +71,7 @@ KILLED = {
     },
     "5": (TRAINED, Program("evaluate.py", ["--run", RUN])),
     "5, anew": (EVALUATED, Program("evaluate.py", ["--run", RUN, "--evaluation.kway", "[3]"])),
-    "search": (TRAINED, Program("search.py", ["--run", RUN, "word"])),
+    "search": (TRAINED, Program("search.py", ["--run", RUN, "--image", "IMAGES/000000.png"])),
     "report": (TRAINED, Program("make_report.py", ["--runs", RUN])),
     "encode texts": (TRAINED, Program("encode.py", ["--run", RUN, "--texts", "TEXTS", "--out", "WORK/out.npy"])),
     "encode images": (TRAINED, Program("encode.py", ["--run", RUN, "--images", "IMAGES", "--out", "WORK/out.npy"])),
@@ -80,7 +80,7 @@ KILLED = {
         NOTHING,
         Program(
             "reproduce_tables.py",
-            ["--seeds", "1", "--tables", "1", "--methods", "OURS (ANG)", "--out", "WORK/tables"],
+            ["--seeds", "1", "--tables", "1", "--methods", "OURS", "OURS (Img NNs)", "--out", "WORK/tables"],
         ),
     ),
 }
@@ -134,11 +134,11 @@ def killed_everywhere(name: str, made: Path, tmp_path: Path, share: float) -> di
 
 
 def test_a_sample_of_step_0(published: Path, tmp_path: Path) -> None:
-    assert killed_everywhere("0", published, tmp_path, 0.2)["points"] > 30
+    assert killed_everywhere("0", published, tmp_path, 0.1)["points"] > 30
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_before_any_operation(name: str, made: Path, tmp_path: Path) -> None:
     """Before a sample of the operations. With KILL_SHARE=1 in the environment, before all of them: ten minutes."""
-    assert killed_everywhere(name, made, tmp_path, float(os.environ.get("KILL_SHARE", 0.12)))["points"] >= 5
+    assert killed_everywhere(name, made, tmp_path, float(os.environ.get("KILL_SHARE", 0.12)))["points"] >= 4
