@@ -15,7 +15,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,10 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         if len(problems) == len(items):
             raise UserError(f"none of the {len(items):,} {kind} can be encoded; {header} {names[0]}: {problems[0]}")
         vectors.flush()
-        with csv_path.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["row", header, "problem"])
-            rows.writerows([row, name, problems.get(row, "")] for row, name in enumerate(names))
+        write_rows(csv_path, header, names, problems)
 
     for row in list(problems)[:MAX_PRINTED_PROBLEMS]:
         print(f"{header} {names[row]}: {problems[row]}; row {row} is NaN", file=sys.stderr)
@@ -93,6 +90,14 @@ def encode(encoder: "RunEncoder", kind: str, items: Sequence[str | Path], vector
             problems |= {start + row: why for row, why in found.items()}
             progress.update(len(chunk))
     return problems
+
+
+def write_rows(path: Path, header: str, names: Sequence[str], problems: Mapping[int, str]) -> None:
+    """Write the CSV of rows, names and problems, in UTF-8: a byte of a file's name that is none is `\\udcNN`."""
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        rows = csv.writer(file)
+        rows.writerow(["row", header, "problem"])
+        rows.writerows([row, name, problems.get(row, "")] for row, name in enumerate(names))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -154,8 +159,8 @@ def list_images(path: Path) -> list[Path]:
             raise UserError(f"--images {path} holds no image; known suffixes are {', '.join(sorted(suffixes))}")
         return found
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")  # names are any bytes
+    except OSError as error:
         raise UserError(f"--images {path} is neither a folder nor a file with a path on each line: {error}") from None
     found = [path.parent / line for line in lines if line.strip()]
     if not found:

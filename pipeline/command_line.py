@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import Stopped, UserError
+from pipeline.home import demand_home, expanded
 from pipeline.output import ESCAPED, harden_output
 from pipeline.schema import Settings
 from pipeline.settings import (
@@ -47,6 +48,14 @@ SAID = (
 """What argparse says, and how it is said to the one who typed it."""
 
 
+def _path(text: str) -> Path:
+    """A path of the command line. A shell expands no `~` behind `--out=`."""
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise UserError(f"{text} must be {error}") from None
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's parser. Its mistakes are UserErrors, in the words of the one who typed them."""
 
@@ -56,6 +65,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, docstring: str | None) -> None:
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(description=(docstring or "").strip(), formatter_class=form, allow_abbrev=False)
+        self.register("type", Path, _path)
 
     def format_help(self) -> str:
         """Usage with the positional arguments, the docstring, and the options."""
@@ -175,6 +185,7 @@ def run_script(main: Callable[[], object], then: str | None = None) -> None:
     `then` is the script, perhaps with arguments, to run next with the settings of this call.
     """
     harden_output()
+    demand_home()
     try:
         main()
         if then:

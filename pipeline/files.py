@@ -1,6 +1,7 @@
 """Whole files, locks and fingerprints: what is written appears whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import functools
 import glob
@@ -112,9 +113,19 @@ def temporary_files(path: Path) -> list[Path]:
     return list(path.parent.glob(f".{glob.escape(path.name)}.*.part*"))
 
 
+@contextlib.contextmanager
+def _where_supported() -> Iterator[None]:
+    """Go on where a file system lacks a call."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+
+
 def flush_to_disk(path: Path) -> None:
     """Return when the file's bytes are on the disk."""
-    with path.open("rb") as file:
+    with path.open("rb") as file, _where_supported():
         os.fsync(file.fileno())
 
 
@@ -147,6 +158,8 @@ def lock(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(f"{holder} is at work in {folder}; wait until it has ended, or stop it") from None
+        except OSError as error:  # some network and user-space file systems have no locks
+            print(f"warning: {folder} cannot be locked ({error.strerror}): start no second process on it")
         file.truncate(0)
         file.write(f"{Path(sys.argv[0]).name} (process {os.getpid()} on {platform.node()})\n")
         file.flush()
@@ -197,7 +210,8 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = Fal
         raise UserError(f"cannot resume with {path}: {error}; remove {path.parent} to start anew") from None
     try:
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        with path.open("r+b") as file:  # a full disk raises here; later, a mapped page would kill the process
+        # A full disk raises here. Later, a mapped page would kill the process.
+        with path.open("r+b") as file, _where_supported():
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {path}: {error}") from None

@@ -59,6 +59,7 @@ def harden_output() -> None:
 
     On stdout, control characters are escaped. Progress bars on stderr need theirs.
     """
+    _open_standard_descriptors()
     for name, escaped in (("stdout", ESCAPED), ("stderr", {})):
         stream = getattr(sys, name)
         if stream is None:  # the descriptor was closed before the script started
@@ -67,3 +68,13 @@ def harden_output() -> None:
             with contextlib.suppress(OSError, ValueError):  # no descriptor: whoever replaced it knows why
                 stream.flush()
                 setattr(sys, name, Output(stream, escaped))
+
+
+def _open_standard_descriptors() -> None:
+    """Open 0, 1 and 2 where they are closed: a table that got one would have what C code and workers print in it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            os.set_inheritable(nowhere, True)

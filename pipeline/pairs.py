@@ -1,6 +1,7 @@
 """The pair table, `pairs.parquet`: one row an image-text pair; a row's number is the pair's number everywhere else."""
 
 import itertools
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ SCHEMA = pa.schema(
 
 def write_pairs(path: Path, batches: Iterable[pa.RecordBatch], root: Path) -> None:
     """Write the pair table, whole. Its metadata keep `root`, the folder of the image paths, as an absolute path."""
-    schema = SCHEMA.with_metadata({"root": str(root.absolute())})
+    schema = SCHEMA.with_metadata({"root": os.fsencode(root.absolute())})
     with written_whole(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for batch in batches:
             writer.write_batch(batch.replace_schema_metadata(schema.metadata))
@@ -61,7 +62,7 @@ def read_pairs(work: Path, columns: list[str] | None = None, table: str = "pairs
 def image_root(work: Path) -> Path:
     """The folder that the table's image paths are relative to."""
     try:
-        return Path(pq.read_schema(work / "pairs.parquet").metadata[b"root"].decode())
+        return Path(os.fsdecode(pq.read_schema(work / "pairs.parquet").metadata[b"root"]))
     except (OSError, pa.ArrowException, KeyError, TypeError):
         raise UserError(f"cannot read {work / 'pairs.parquet'}; run prepare_dataset.py (again)") from None
 

@@ -6,12 +6,12 @@ The command line, its help, the mistakes it lists, the stamps of the steps, the 
 are derived from this schema. To add a setting, add its field.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from pipeline.home import expanded
 from pipeline.registry import LOSSES, READERS, TEXT_ENCODERS, Registry
 
 PREPARE, DOC2VEC, VECTORS, IMAGE_FEATURES, NEIGHBORS, SIAMESE, RUN, EVALUATION = (
@@ -59,9 +59,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[^./\x00][^/\x00]*$")]
-PathText = Annotated[
-    str, Field(pattern=r"^[^\x00]*$"), AfterValidator(lambda path: os.path.expanduser(os.path.expandvars(path)))
-]
+PathText = Annotated[str, Field(pattern=r"^[^\x00]*$"), AfterValidator(expanded)]
 
 
 class Section(BaseModel):

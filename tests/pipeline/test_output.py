@@ -37,7 +37,17 @@ def run(folder: Path, text: str = "a line", end: str = "", redirect: str = "", *
 
 @pytest.mark.parametrize(
     "redirect",
-    ["| head -n 1", ">&-", ">/dev/full", "2>&-", ">&- 2>&-", "2>/dev/full", ">/dev/full 2>/dev/full", "| true"],
+    [
+        "| head -n 1",
+        ">&-",
+        "<&- >&- 2>&-",
+        ">/dev/full",
+        "2>&-",
+        ">&- 2>&-",
+        "2>/dev/full",
+        ">/dev/full 2>/dev/full",
+        "| true",
+    ],
 )
 def test_a_stream_that_cannot_be_written_discards_nothing(tmp_path: Path, redirect: str) -> None:
     code, printed = run(tmp_path, redirect=redirect)
@@ -63,3 +73,11 @@ def test_control_characters_are_escaped(tmp_path: Path) -> None:
 def test_a_mistake_that_cannot_be_told_has_its_exit_code(tmp_path: Path, redirect: str) -> None:
     code, printed = run(tmp_path, end='raise UserError("wrong")', redirect=f">/dev/null {redirect}")
     assert (code, printed) == (2, "")
+
+
+@pytest.mark.parametrize("redirect", ["<&- >&- 2>&-", ">&-", "2>&-"])
+def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path: Path, redirect: str) -> None:
+    """C code and other processes print to the descriptors 1 and 2, whatever these are."""
+    end = 'file = open("table", "w"); import os; os.system("echo noise; echo noise >&2"); print("all", file=file)'
+    code, _ = run(tmp_path, redirect=redirect, end=end)
+    assert code == 0 and (tmp_path / "table").read_text() == "all\n"
