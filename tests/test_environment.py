@@ -14,8 +14,8 @@ PYTHON = f"""#!/usr/bin/env bash
 if [ "$1" = -c ]; then exec {sys.executable} -c "import sys; sys.version_info = ($VERSION, 0); $2"; fi
 echo made
 mkdir -p .venv/bin
-ln -s "$(command -v true)" .venv/bin/python
-ln -s "$(command -v true)" .venv/bin/pip
+ln -s "$(type -P true)" .venv/bin/python
+ln -s "$(type -P true)" .venv/bin/pip
 echo "export VIRTUAL_ENV=$PWD/.venv" >.venv/bin/activate
 """
 OLDEST, NEWEST = 11, 13
