@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     require(TRAIN_DOC2VEC, settings)
     if is_up_to_date(EXTRACT_DOC2VEC, settings):
         return
-    import numpy as np  # these and gensim take a second to import: a mistake in a flag is told before
+    import numpy as np  # these and gensim take a second to import: a wrong flag is reported first
 
     from pipeline.files import read_array, write_array
     from pipeline.pairs import SPLITS, read_pairs, rows_of_split

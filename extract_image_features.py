@@ -14,7 +14,7 @@ from pipeline.steps import EXTRACT_IMAGES, PREPARE, is_up_to_date, making, requi
 
 def main(argv: list[str] | None = None) -> None:
     settings, _, _ = parse_settings(make_parser(__doc__, "model"), argv)
-    # torch takes seconds to import: a mistake in a flag is told before.
+    # torch takes seconds to import: a wrong flag is reported first.
     from images.loading import demand_readable
     from pipeline.devices import choose_device, use_precision
     from pipeline.pairs import load_images

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def find_and_write(settings: Settings, work: Work) -> None:
     """Look up the neighbors of every train text, print what they are like, and write the table."""
-    import numpy as np  # these take a second to import: a mistake in a flag is told before
+    import numpy as np  # these take a second to import: a wrong flag is reported first
 
     from pipeline.files import read_array
     from pipeline.pairs import SPLITS, distinct, numbered, read_pairs, rows_of_split

@@ -13,13 +13,15 @@ from pathlib import Path
 
 from pipeline.command_line import Parser, run_script
 from pipeline.errors import UserError
+from pipeline.work import Work
 
 
 def main(argv: list[str] | None = None) -> Path:
     """Write the report; returns its path."""
     arguments = parse_arguments(argv)
     folders = [find_run(name, arguments.config) for name in arguments.runs]
-    out = arguments.out or folders[0].parents[1] / "reports" / f"{'-and-'.join(run.name for run in folders)[:200]}.html"
+    name = "-and-".join(run.name for run in folders)[:200]
+    out = arguments.out or Work(folders[0].parents[1]).reports / f"{name}.html"
     if out.suffix not in (".html", ".htm"):
         raise UserError(f"--out {out} must end in .html")
 

@@ -30,8 +30,7 @@ from pipeline.command_line import make_parser, parse_settings, run_script, witho
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
 from pipeline.pairs import distinct, read_pairs, rows_of_split
-from pipeline.schema import Settings
-from pipeline.settings import flatten
+from pipeline.schema import Evaluation, Settings
 from pipeline.work import Work
 from readers.openclipart import openclipart
 from reporting import tables
@@ -123,7 +122,7 @@ def train_all(request: Request) -> dict[str, list[Path]]:
             for method in request.methods:
                 progress.set_description(f"seed {seed}, {method.name}")
                 with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-                    run = trained(method, seed, request.settings, request.shared)
+                    run = trained(request, method, seed)
                 if run:
                     runs[method.name].append(run)
                 progress.update()
@@ -191,14 +190,15 @@ def heading(request: Request) -> str:
     )
 
 
-def evaluation_flags(settings: Settings) -> list[str]:
-    """The settings of `evaluation` as flags of evaluate.py, whatever a run was trained with."""
-    values = {name: value for name, value in flatten(settings).items() if name.startswith("evaluation.")}
-    shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-    return [word for name, value in shown.items() for word in (f"--{name}", value)]
+def evaluation_flags(evaluation: Evaluation) -> list[str]:
+    """The settings as flags of evaluate.py, so that all runs are measured alike."""
+    flags = []
+    for name, value in evaluation.model_dump().items():
+        flags += [f"--evaluation.{name}", value if isinstance(value, str) else json.dumps(value)]
+    return flags
 
 
-def trained(method: Method, seed: int, settings: Settings, shared: list[str]) -> Path | None:
+def trained(request: Request, method: Method, seed: int) -> Path | None:
     """The evaluated run of a method with one seed; trained and evaluated where it does not exist yet.
 
     None where the method needs images with several texts and no train image has them.
@@ -213,8 +213,9 @@ def trained(method: Method, seed: int, settings: Settings, shared: list[str]) ->
     import train_siamese_labels
     import tune_loss_weights
 
+    settings = request.settings
     work = settings.work_folder.with_name(f"{settings.work_folder.name}-seed={seed}")
-    base = [*shared, "--seed", str(seed), "--work", str(work), "--features", str(settings.features_folder)]
+    base = [*request.shared, "--seed", str(seed), "--work", str(work), "--features", str(settings.features_folder)]
     base += [word for name, value in method.settings.items() for word in (f"--{name}", value)]
     prepare_dataset.main(base)
     if method.several_texts and not several_texts(work):
@@ -236,7 +237,7 @@ def trained(method: Method, seed: int, settings: Settings, shared: list[str]) ->
         given = [f"{weight:g}" for weight in weights]
         runs.append(train_cross_modal_retrieval_model.main([*given, *base, *words, "--resume", "--refresh"]))
     best = max(runs, key=lambda run: read_json(run / "run.json")["val_recall_at_1"])
-    evaluate.main(["--run", str(best), *evaluation_flags(settings)])
+    evaluate.main(["--run", str(best), *evaluation_flags(settings.evaluation)])
     return best
 
 

@@ -81,7 +81,7 @@ def mistakes_in_weights(settings: Settings, arguments: argparse.Namespace) -> li
         for name, weight in given.items()
         if not (math.isfinite(weight) and weight >= 0)
     ]
-    return found + mistakes_of_weights(settings, arguments.sym, arguments.img)
+    return found + mistakes_of_weights(settings.loss, arguments.sym, arguments.img)
 
 
 def train(settings: Settings, config_file: Settings, weights: "Weights", arguments: argparse.Namespace) -> Path:
@@ -105,7 +105,13 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
         if not distributed.by_writer(claim):
             return run
         images = distributed.writer_first(lambda: image_source(settings, data, device))
-        show = functools.partial(tensorboard_pages.show_validation, data=data, settings=settings)
+        show = functools.partial(
+            tensorboard_pages.show_validation,
+            data=data,
+            work=settings.work_folder,
+            every=settings.training.show_results_every,
+            max_pixels=settings.dataset.max_pixels,
+        )
         trainer = distributed.all_or_none(lambda: build_trainer(settings, weights, data, model, images, device, show))
         say_what_is_trained(trainer, run, settings.training.batches)
         train_until_finished(trainer, run, settings.training.checkpoint_minutes)

@@ -16,12 +16,13 @@ from tqdm import tqdm
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.errors import UserError
 from pipeline.files import write_array, write_json, write_text, written_whole
+from pipeline.processes import cores
 from pipeline.steps import PREPARE, TRAIN_DOC2VEC, is_up_to_date, making, require
 
 
 def main(argv: list[str] | None = None) -> None:
     settings, _, _ = parse_settings(make_parser(__doc__, "doc2vec", "text"), argv)
-    # gensim takes a second to import: a mistake in a flag is told before.
+    # gensim takes a second to import: a wrong flag is reported first.
     from pipeline.pairs import read_pairs, rows_of_split
     from text_space.doc2vec import epochs_kept, save_model, start_word_vectors, text_batches, train, write_corpus
     from text_space.tokenizer import SPECIAL_WORDS, Tokenizer, stop_words, train_punkt
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         texts: Iterable[str] = train_texts("sentence ends") if settings.text.max_sentences else []
         punkt = train_punkt(texts, settings.dataset.language)
         write_json(figures.new.punkt, punkt)
-        tokenizer = Tokenizer(settings, punkt)
+        tokenizer = Tokenizer(settings.text, settings.dataset.language, punkt)
         if settings.text.stop_words and not stop_words(tokenizer.language):
             print(f"no stop words are known for language {tokenizer.language}: none are dropped")
 
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         with_words = write_corpus(train_texts("words"), tokenizer, corpus, resume=True)
         with tqdm(total=settings.doc2vec.epochs, desc="Doc2Vec", unit="epoch", disable=None) as progress:
             epochs, started = settings.doc2vec.epochs - epochs_kept(figures.unfinished), time.monotonic()
-            model = train(corpus, settings, progress.update, figures.unfinished)
+            workers, unfinished = 1 if settings.deterministic else cores(), figures.unfinished
+            model = train(corpus, settings.doc2vec, settings.seed, workers, progress.update, unfinished)
             seconds = time.monotonic() - started
 
         with written_whole(figures.new.doc2vec_model) as temporary:
@@ -62,8 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         write_text(figures.new.vocabulary, "\n".join([*SPECIAL_WORDS, *model.wv.index_to_key]) + "\n")
         write_array(figures.new.word_vectors, start_word_vectors(model, settings.seed))
 
-        figures["texts"] = count
-        figures["texts_without_words"] = count - with_words
+        figures |= {"texts": count, "texts_without_words": count - with_words}
         figures["words"] = model.corpus_total_words
         figures["vocabulary"] = len(model.wv)
         known = sum(model.wv.get_vecattr(word, "count") for word in model.wv.index_to_key)

@@ -30,7 +30,7 @@ from pipeline.work import Work
 
 def main(argv: list[str] | None = None) -> None:
     settings, _, _ = parse_settings(make_parser(__doc__, "siamese", "model"), argv)
-    # torch takes seconds to import: a mistake in a flag is told before.
+    # torch takes seconds to import: a wrong flag is reported first.
     from datasets import load_neighbors, load_prepared
     from pipeline.devices import be_deterministic, choose_device, use_precision
     from training.embedding import embed_texts

@@ -10,7 +10,7 @@ Recall@1 of the validation split, k the first of evaluation.kway, mean of both d
 validation loss. The test split is not looked at: that is evaluate.py's, once, for a run with the weights found.
 
 Reads what step 4 reads. Writes WORK/tuning/<settings>/<search>/: trials.db (Optuna's), best.json, and for each trial
-TensorBoard curves and HParams. A search goes on where it was stopped; more trials go on from those that are there.
+TensorBoard curves and HParams. A stopped search is resumed. A search for more trials reuses those that exist.
 """
 
 import sys
@@ -30,11 +30,11 @@ def main(argv: list[str] | None = None) -> "dict[str, Weights]":
     """Search; returns the best weights of each search."""
     argv = sys.argv[1:] if argv is None else argv
     settings, _, _ = parse_settings(make_parser(__doc__, "tuning", "loss", "training", "model"), argv)
-    if found := mistakes_of_weights(settings, sym=1, img=1):  # the search `method` varies all three
+    if found := mistakes_of_weights(settings.loss, sym=1, img=1):  # the search `method` varies all three
         raise UserError(f"SYM, IMG and TEXT cannot be searched: {'; '.join(found)}")
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS):
         require(step, settings)
-    import yaml  # these and torch take seconds to import: a mistake in a flag is told before
+    import yaml  # these and torch take seconds to import: a wrong flag is reported first
 
     from pipeline.devices import be_deterministic, use_precision
     from training.tuning import SEARCHES, at_bounds, search, search_folder

@@ -31,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # before this folder, whos
 from scale import made_up_texts  # noqa: E402
 from timing import Timing, machine, print_table, spread  # noqa: E402
 
+from pipeline.processes import cores  # noqa: E402
 from pipeline.schema import Settings  # noqa: E402
 from pipeline.settings import load_settings  # noqa: E402
 from text_space import doc2vec  # noqa: E402
@@ -58,7 +59,9 @@ def main() -> None:
             if not corpus.is_file():  # both kinds read the same words
                 texts = texts_of(arguments)
                 settings.text.max_sentences = None  # whole texts
-                lines = doc2vec.write_corpus(texts, Tokenizer(settings, {"language": "en"}), corpus)
+                lines = doc2vec.write_corpus(
+                    texts, Tokenizer(settings.text, settings.dataset.language, {"language": "en"}), corpus
+                )
             words, from_file, from_documents = measure(corpus, settings)
             faster = f"{from_documents.median / from_file.median:.1f} x"
             rows.append([title, speed(words, from_file), speed(words, from_documents), faster])
@@ -79,6 +82,7 @@ def texts_of(arguments: argparse.Namespace) -> Iterator[str]:
 
 def measure(corpus: Path, settings: Settings) -> tuple[int, Timing, Timing]:
     """Words of the corpus, and the seconds of an epoch from the file and from documents, the first left out."""
+    workers = 1 if settings.deterministic else cores()
     documents = [TaggedDocument(line.split(), [row]) for row, line in enumerate(corpus.read_text().splitlines())]
     words = sum(len(document.words) for document in documents)
     with tqdm(total=2 * settings.doc2vec.epochs, desc="training", unit="epoch", leave=False, disable=None) as progress:
@@ -88,9 +92,9 @@ def measure(corpus: Path, settings: Settings) -> tuple[int, Timing, Timing]:
             ends.append(time.perf_counter())
             progress.update()
 
-        doc2vec.train(corpus, settings, ended)
+        doc2vec.train(corpus, settings.doc2vec, settings.seed, workers, ended)
         from_file, ends = np.diff(ends), []
-        model = doc2vec.untrained(corpus, settings)
+        model = doc2vec.untrained(corpus, settings.doc2vec, settings.seed, workers)
         for _ in range(settings.doc2vec.epochs):
             model.train(documents, total_examples=len(documents), total_words=words, epochs=1)
             ended()

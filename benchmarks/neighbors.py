@@ -89,7 +89,7 @@ def save_vectors(settings: Settings, source: Path, sentences: bool, path: Path) 
     else:
         texts = (line.strip() for line in source.open())
     if sentences:
-        split = load_tokenizer(settings).sentences
+        split = load_tokenizer(settings.work_folder, settings.text, settings.dataset.language).sentences
         texts = (sentence for text in texts for sentence in split(text))
     different = list(dict.fromkeys(texts))
     found = []

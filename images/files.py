@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from tqdm import tqdm
 
 from images.tar_members import find_member, open_member
+from pipeline.files import read_json_lines
 from pipeline.processes import process_pool
 
 MAX_PIXELS = 400_000_000
@@ -247,7 +248,7 @@ def check_images(
                 bar.update()
         return wrong
     done = 0
-    for count, records in _parts_checked(checked) if checked else []:
+    for count, records in read_json_lines(checked) if checked else []:
         wrong |= {name: UnreadableImage(reason, kind) for name, kind, reason in records}
         done += count
     bar.update(done - sum(error.kind == GIANT for error in wrong.values()))
@@ -277,14 +278,3 @@ def check_images(
     except BrokenProcessPool:
         raise MemoryError("a process that decodes images was killed") from None
     return wrong
-
-
-def _parts_checked(path: Path) -> list[tuple[int, list[tuple[str, str, str]]]]:
-    """The parts of the images that an earlier call has checked. A line that it had not finished is removed."""
-    parts = []
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        path.write_text("".join(whole), encoding="utf-8")
-        parts = [json.loads(line) for line in whole]
-    return parts

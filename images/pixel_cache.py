@@ -30,6 +30,7 @@ from pipeline.files import (
     open_array,
     read_array,
     read_json,
+    read_json_lines,
     write_array,
     write_json,
     written_whole,
@@ -189,7 +190,7 @@ def _make(
     if others := sorted(path.name for path in folder.parent.glob("pixels-*-*-*") if path != folder):
         print(f"caches of other images or sizes there: {', '.join(others)}; remove those that are no longer used")
     count = len(images.paths)
-    unreadable_by_shard = _finished_shards(done)
+    unreadable_by_shard: list[list[tuple[int, str]]] = read_json_lines(done)
     resumed = bool(unreadable_by_shard)
     open_array(folder / CHECKSUMS, (count,), np.uint32, keep=resumed)
     if kind == "raw":
@@ -236,15 +237,6 @@ def _begin(folder: Path, begun: Path, gigabytes: float, made_from: dict[str, Any
             "training.pixel_cache to auto, jpeg or none"
         )
     write_json(begun, made_from)
-
-
-def _finished_shards(done: Path) -> list[list[tuple[int, str]]]:
-    """Unreadable images of each finished shard, as place and reason. A line that was not finished is removed."""
-    if not done.is_file():
-        return []
-    lines = [line for line in done.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    done.write_text("".join(lines), encoding="utf-8")
-    return [json.loads(line) for line in lines]
 
 
 def _make_array(folder: Path, size: int, max_pixels: int, shard: Shard) -> list[tuple[int, str]]:

@@ -182,6 +182,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The value in each line of a file that grows by lines, [] where there is none. A partial last line is cut off."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    path.write_text("".join(whole), encoding="utf-8")
+    return [json.loads(line) for line in whole]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, whole."""
     with written_whole(path) as temporary:

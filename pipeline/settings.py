@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError
 from pipeline.registry import FILES_IN_ROOT, Registry
-from pipeline.schema import ReadWhen, Section, Settings, Shapes
+from pipeline.schema import Loss, ReadWhen, Section, Settings, Shapes
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "openclipart.yaml"
 
@@ -123,12 +123,12 @@ def mistakes(settings: Settings) -> list[str]:
     return found
 
 
-def mistakes_of_weights(settings: Settings, sym: float, img: float) -> list[str]:
-    """Which weights of Eq. 8 the loss of the settings does not take, a sentence each. Training and searches ask."""
+def mistakes_of_weights(loss: Loss, sym: float, img: float) -> list[str]:
+    """Which weights of Eq. 8 the loss does not take, a sentence each. For training and searches."""
     found = []
-    if settings.loss.base == "fine_grained" and sym:
+    if loss.base == "fine_grained" and sym:
         found.append("loss.base fine_grained takes both ways at once and has no symmetric term; let SYM be 0")
-    if settings.loss.structure == "ground_truth" and img:
+    if loss.structure == "ground_truth" and img:
         found.append("loss.structure ground_truth needs the weight IMG 0: an image's only true neighbor is itself")
     return found
 

@@ -20,7 +20,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 INK, FAINT, LINE = "#010101", "#020202", "#030303"
 RUNS = ("#110101", "#110202")
 CATEGORIES = tuple(f"#2201{number:02x}" for number in range(8))
-OTHER = CATEGORIES[-1]
 VARIABLES = {INK: "--ink", FAINT: "--faint", LINE: "--line", RUNS[0]: "--run-a", RUNS[1]: "--run-b"} | {
     colour: f"--category-{number}" for number, colour in enumerate(CATEGORIES)
 }

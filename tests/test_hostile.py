@@ -427,7 +427,7 @@ def test_texts_made_to_be_slow_are_linear(part: str) -> None:
     chosen = Settings()
     chosen.text.max_sentences = None
     text = part * (1_000_000 // len(part))
-    assert isinstance(Tokenizer(chosen, {}).words(text), list)
+    assert isinstance(Tokenizer(chosen.text, chosen.dataset.language, {}).words(text), list)
     assert len(strip_markup(text)) <= len(text)
 
 
@@ -519,7 +519,7 @@ def test_markup_stays_text_and_is_no_word() -> None:
     text = '<script>alert("x")</script><img src=x onerror=alert(1)>A <b>cat</b> &lt;script&gt;sat&lt;/script&gt; <3'
     chosen = Settings()
     chosen.text.max_sentences = None
-    assert Tokenizer(chosen, {}).words(text) == ["cat"]
+    assert Tokenizer(chosen.text, chosen.dataset.language, {}).words(text) == ["cat"]
 
 
 @pytest.mark.parametrize(

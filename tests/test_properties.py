@@ -337,7 +337,7 @@ MARKED_UP = st.lists(
 def tokenizer(language: str, sentences: int | None) -> Tokenizer:
     chosen = Settings()
     chosen.dataset.language, chosen.text.max_sentences = language, sentences
-    return Tokenizer(chosen, PUNKT[language])
+    return Tokenizer(chosen.text, chosen.dataset.language, PUNKT[language])
 
 
 @given(text=MARKED_UP, language=st.sampled_from(LANGUAGES), sentences=st.sampled_from([None, 1, 2]))

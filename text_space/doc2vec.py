@@ -29,26 +29,28 @@ from gensim.models import Doc2Vec
 from gensim.models.doc2vec import train_document_dbow, train_document_dm
 from gensim.models.keyedvectors import KeyedVectors
 
+from pipeline import schema
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_array, write_json, written_whole
-from pipeline.processes import cores, in_order
+from pipeline.processes import in_order
 from pipeline.schema import Settings
+from pipeline.work import Work
 from text_space.tokenizer import SPECIAL_WORDS, Tokenizer, load_tokenizer, read_vocabulary, to_indices
 
 MAX_WORDS = 10_000
-"""gensim reads no more words of a text at a time: longer texts are trained on and inferred in parts of so many."""
+"""Words that gensim reads at a time. Longer texts are trained on and inferred in parts."""
 TEXTS_AT_A_TIME = 10_000
-"""Texts whose words are written before they are counted as done."""
+"""Texts whose words are written between two counts."""
 SAVE_EVERY = 300.0
-"""Seconds of training after which its state is kept; at 3.3 million texts that writes 2.6 GB."""
+"""Seconds between two saves of the training's state. With 3.3 million texts a save writes 2.6 GB."""
 
 
 def text_batches(
     work: Path, split: str | None = None, size: int = 1000, table: str = "pairs.parquet", skip: int = 0
 ) -> Iterator[list[str]]:
-    """The texts of WORK's pair table or articles (of one split, or all), in their order, up to `size` at a time.
+    """The texts of a table in WORK, of one split or all, in their order, up to `size` at a time.
 
-    The first `skip` of them are left out.
+    table: `pairs.parquet` or `articles.parquet`. The first `skip` texts are left out.
     """
     for batch in pq.ParquetFile(work / table).iter_batches(size, columns=["text", "split"]):
         rows = zip(batch["text"].to_pylist(), batch["split"].to_pylist(), strict=True)
@@ -64,9 +66,9 @@ def text_batches(
 def write_corpus(texts: Iterable[str], tokenizer: Tokenizer, path: Path, resume: bool = False) -> int:
     """Write the words of each text as a line for gensim to read, and return the number of texts that have words.
 
-    A text of more than MAX_WORDS words is several lines.
-    Texts without a word are left out: gensim's readers do not agree on the number of a line behind an empty one.
-    What is written is counted beside `path`; with `resume` a call goes on from the last count of one that was stopped.
+    A text of more than MAX_WORDS words is several lines. Texts without a word are left out, because gensim's readers
+    number the lines after an empty one differently. A JSON file beside `path` counts what is written. With `resume` a
+    stopped call is resumed from the last count.
     Raises UserError where the file cannot be written.
     """
     counts = path.with_suffix(".json")
@@ -99,26 +101,31 @@ def parts(words: list[str]) -> list[list[str]]:
 
 
 def train(
-    corpus: Path, settings: Settings, on_epoch: Callable[[], object] = lambda: None, unfinished: Path | None = None
+    corpus: Path,
+    settings: schema.Doc2Vec,
+    seed: int,
+    workers: int,
+    on_epoch: Callable[[], object] = lambda: None,
+    unfinished: Path | None = None,
 ) -> Doc2Vec:
-    """Train Omega on a file of one text a line (Sec. 3.3); `on_epoch` is called after every epoch.
+    """Train Omega on a file of one text a line (Sec. 3.3). `on_epoch` is called after every epoch.
 
-    With the folder `unfinished`, the state of the training is kept in it every SAVE_EVERY seconds, and a training that
-    was stopped goes on from there: on one worker to the same model as if it had never stopped.
-    Vectors of the train texts are dropped: whatever reads a text's vector infers it, and they would make the model of
-    3.3 million captions 2.6 GB larger. Raises UserError where no word is frequent enough.
+    With the folder `unfinished`, the state of the training is saved there every SAVE_EVERY seconds, and a stopped
+    training is resumed from there. With one worker the model is the same as if it had never stopped.
+
+    The vectors of the train texts are dropped. Vectors are inferred instead, and those of 3.3 million captions would
+    take 2.6 GB. Raises UserError where no word is frequent enough.
     """
-    # Several workers find that their shares of the file differ from what gensim expects, and say so every epoch.
+    # With several workers gensim warns in every epoch that their parts of the file have other sizes than expected.
     logging.getLogger("gensim").setLevel(logging.ERROR)
-    chosen = settings.doc2vec
     first = epochs_kept(unfinished) if unfinished else 0
-    model = _kept(unfinished, first) if unfinished and first else untrained(corpus, settings)
+    model = _load_state(unfinished, first) if unfinished and first else untrained(corpus, settings, seed, workers)
     for _ in range(first):
         on_epoch()
-    rates, saved = np.linspace(chosen.learning_rate, model.min_alpha, chosen.epochs + 1), time.monotonic()
+    rates, saved = np.linspace(settings.learning_rate, model.min_alpha, settings.epochs + 1), time.monotonic()
     last_rate = model.min_alpha
-    for epoch in range(first, chosen.epochs):
-        # An epoch a call, for between two of them the training can be kept. The rate falls as in a single call.
+    for epoch in range(first, settings.epochs):
+        # One epoch a call, so that the state can be saved between them. The rate falls as in a single call.
         with _ended_by_a_failed_thread():
             model.train(
                 corpus_file=str(corpus),
@@ -128,9 +135,9 @@ def train(
                 start_alpha=float(rates[epoch]),
                 end_alpha=float(rates[epoch + 1]),
             )
-        model.alpha, model.min_alpha, model.epochs = chosen.learning_rate, last_rate, chosen.epochs
-        if unfinished and epoch + 1 < chosen.epochs and time.monotonic() - saved >= SAVE_EVERY:
-            _keep(model, epoch + 1, unfinished)
+        model.alpha, model.min_alpha, model.epochs = settings.learning_rate, last_rate, settings.epochs
+        if unfinished and epoch + 1 < settings.epochs and time.monotonic() - saved >= SAVE_EVERY:
+            _save_state(model, epoch + 1, unfinished)
             saved = time.monotonic()
         on_epoch()
     model.dv = KeyedVectors(model.vector_size)
@@ -158,13 +165,13 @@ def _ended_by_a_failed_thread() -> Iterator[None]:
         threading.excepthook = usual
 
 
-def _keep(model: Doc2Vec, epoch: int, folder: Path) -> None:
-    """Keep a model that is trained for `epoch` epochs: the vectors of its texts apart, for they are large."""
+def _save_state(model: Doc2Vec, epoch: int, folder: Path) -> None:
+    """Save a model trained for `epoch` epochs. The vectors of its texts, which are large, go to a file of their own."""
     vectors, model.dv.vectors = model.dv.vectors, np.empty((0, model.vector_size), np.float32)
     try:
         write_array(folder / f"epoch-{epoch}.npy", vectors)
-        with written_whole(folder / f"epoch-{epoch}.model") as beside:
-            model.save(str(beside), sep_limit=sys.maxsize)
+        with written_whole(folder / f"epoch-{epoch}.model") as temporary:
+            model.save(str(temporary), sep_limit=sys.maxsize)
     finally:
         model.dv.vectors = vectors
     write_json(folder / "epoch.json", epoch)
@@ -174,50 +181,49 @@ def _keep(model: Doc2Vec, epoch: int, folder: Path) -> None:
 
 
 def epochs_kept(folder: Path) -> int:
-    """The epochs for which the model kept in `folder` is trained, 0 where none is kept."""
+    """The epochs for which the model saved in `folder` is trained, 0 where there is none."""
     return read_json(folder / "epoch.json") if (folder / "epoch.json").is_file() else 0
 
 
-def _kept(folder: Path, epoch: int) -> Doc2Vec:
-    """The model that `_keep` kept in `folder`."""
+def _load_state(folder: Path, epoch: int) -> Doc2Vec:
+    """The model that `_save_state` saved in `folder`."""
     model = load_model(folder / f"epoch-{epoch}.model")
     model.dv.vectors = np.load(folder / f"epoch-{epoch}.npy", allow_pickle=False)
     return model
 
 
-def untrained(corpus: Path, settings: Settings) -> Doc2Vec:
-    """A model that knows its vocabulary; raises UserError where that is empty."""
-    chosen = settings.doc2vec
+def untrained(corpus: Path, settings: schema.Doc2Vec, seed: int, workers: int) -> Doc2Vec:
+    """A model with its vocabulary, before training. Raises UserError where the vocabulary is empty."""
     model = Doc2Vec(
-        vector_size=chosen.vector_size,
-        dm=int(chosen.mode == "pv_dm"),
-        dbow_words=int(chosen.dbow_words),
-        hs=int(chosen.hierarchical_softmax),
-        negative=chosen.negative,
-        window=chosen.window,
-        min_count=chosen.min_count,
-        epochs=chosen.epochs,
-        alpha=chosen.learning_rate,
-        seed=settings.seed,
-        workers=1 if settings.deterministic else cores(),
+        vector_size=settings.vector_size,
+        dm=int(settings.mode == "pv_dm"),
+        dbow_words=int(settings.dbow_words),
+        hs=int(settings.hierarchical_softmax),
+        negative=settings.negative,
+        window=settings.window,
+        min_count=settings.min_count,
+        epochs=settings.epochs,
+        alpha=settings.learning_rate,
+        seed=seed,
+        workers=workers,
     )
     model.build_vocab(corpus_file=str(corpus), keep_raw_vocab=True)
     if not len(model.wv):
         raise UserError(
-            f"no word of the train texts is seen doc2vec.min_count = {chosen.min_count} times, the most frequent "
+            f"no word of the train texts is seen doc2vec.min_count = {settings.min_count} times, the most frequent "
             f"{max(model.raw_vocab.values(), default=0)} times; lower doc2vec.min_count"
         )
     model.raw_vocab.clear()
-    model.workers = min(model.workers, model.corpus_count)  # a worker without a line of its own would repeat another's
+    model.workers = min(model.workers, model.corpus_count)  # a worker without lines would repeat another's
     return model
 
 
 def save_model(model: Doc2Vec, path: Path) -> None:
-    """Save the model as one file, without what differs from run to run (gensim's log of events, with times)."""
+    """Save the model as one file, without gensim's log of events, whose times differ from run to run."""
     model.lifecycle_events, model.total_train_time = None, 0.0
-    # A model that was kept and loaded on the way is to give the same file as one that was not. So gensim's notes of how
-    # it loads go, attributes are written by name, and what pickle writes once where it is one object (strings, the type
-    # of the arrays' numbers) is made alike.
+    # A resumed training has to write the same file as an undisturbed one. So gensim's notes on loading are removed,
+    # attributes are sorted by name, and a round trip through pickle makes the same strings and types shared objects,
+    # which pickle writes once.
     model.dv.vectors = model.wv.vectors[:0]
     model = pickle.loads(pickle.dumps(model))
     for part in (model, model.wv, model.dv):
@@ -228,9 +234,9 @@ def save_model(model: Doc2Vec, path: Path) -> None:
 
 
 def load_model(path: Path, mapped: bool = False) -> Doc2Vec:
-    """Load a saved model; raises UserError where it is missing or broken.
+    """Load a saved model. Raises UserError where it is missing or broken.
 
-    `mapped` is for a model that `share_model` wrote: its arrays are read-only and stay in their files.
+    mapped: for a model that `share_model` wrote. Its arrays are read-only and stay in their files.
     """
     try:
         return Doc2Vec.load(str(path), mmap="r" if mapped else None)
@@ -241,7 +247,7 @@ def load_model(path: Path, mapped: bool = False) -> Doc2Vec:
 
 
 def share_model(path: Path, folder: Path) -> Path:
-    """A copy in `folder` of the model saved as `path`, its arrays in files that several processes can map as one.
+    """Copy the model saved as `path` to `folder`, its arrays in files that several processes map into memory together.
 
     Raises UserError where it cannot be read or written.
     """
@@ -256,7 +262,7 @@ def share_model(path: Path, folder: Path) -> Path:
 def start_word_vectors(model: Doc2Vec, seed: int) -> np.ndarray:
     """Word vectors (vocabulary, d) float32 for a text encoder to start from, aligned with `vocabulary.txt`.
 
-    <pad> is zero; <start> and <end>, which Doc2Vec does not know, are drawn at the scale of the others.
+    <pad> is zero. <start> and <end>, which Doc2Vec does not know, are drawn at the scale of the others.
     """
     learnt = model.wv.vectors
     special = np.random.default_rng(seed).normal(scale=learnt.std(), size=(len(SPECIAL_WORDS), learnt.shape[1]))
@@ -270,15 +276,15 @@ def start_word_vectors(model: Doc2Vec, seed: int) -> np.ndarray:
 def infer(model: Doc2Vec, words: list[str], epochs: int, seed: int) -> np.ndarray:
     """Omega(y): the vector (d,) float32 under which the words of a text are likeliest, by `epochs` steps (Sec. 3.2).
 
-    As `model.infer_vector`, but a function of the words, the epochs and the seed alone. Words that the model does not
-    know are passed over; without any that it knows the vector says nothing. Sets `model.random`.
+    As `model.infer_vector`, but it depends on the words, the epochs and the seed alone. Unknown words are ignored. The
+    vector of a text without a known word means nothing. Sets `model.random`.
     """
     start = zlib.crc32(f"{seed} {' '.join(words)}".encode())
     model.random = np.random.RandomState(start)
     vector = (np.random.default_rng(start).random((1, model.vector_size), dtype=np.float32) - 0.5) / model.vector_size
     update = train_document_dm if model.dm else train_document_dbow
     unlocked = np.ones(1, dtype=np.float32)
-    # gensim would allocate these itself, and free them before it writes to them: from 256 dimensions on that crashes.
+    # gensim's own buffers are freed before it writes to them, which crashes from 256 dimensions on.
     scratch = {name: np.zeros(model.layer1_size, np.float32) for name in (("work", "neu1") if model.dm else ("work",))}
     for rate, part in itertools.product(np.linspace(model.alpha, model.min_alpha, epochs), parts(words)):
         update(
@@ -305,32 +311,37 @@ class Embedded(NamedTuple):
 
 @dataclass
 class Omega:
-    """All it takes to place a text: tokenizer, vocabulary and model, as step 1 left them in WORK."""
+    """What embeds a text: the tokenizer, vocabulary and model that step 1 left in WORK."""
 
-    settings: Settings
+    inference_epochs: int
+    seed: int
     tokenizer: Tokenizer
     vocabulary: dict[str, int]
     model: Doc2Vec
 
     @classmethod
     def load(cls, settings: Settings, shared: Path | None = None) -> "Omega":
-        """Read step 1's outputs, the model from where `share_model` put it if it did.
+        """Read step 1's outputs. shared: the model's file that `share_model` wrote.
 
         Raises UserError where one is missing or broken.
         """
-        folder = settings.work_folder / "doc2vec"
-        model = load_model(shared, mapped=True) if shared else load_model(folder / "model")
-        return cls(settings, load_tokenizer(settings), read_vocabulary(folder / "vocabulary.txt"), model)
+        work = Work(settings.work_folder)
+        return cls(
+            inference_epochs=settings.doc2vec.inference_epochs or settings.doc2vec.epochs,
+            seed=settings.seed,
+            tokenizer=load_tokenizer(work.folder, settings.text, settings.dataset.language),
+            vocabulary=read_vocabulary(work.vocabulary),
+            model=load_model(shared, mapped=True) if shared else load_model(work.doc2vec_model),
+        )
 
     def embed(self, texts: list[str]) -> Embedded:
-        """Vectors and words of texts; zero and none for a text without a known word."""
-        epochs = self.settings.doc2vec.inference_epochs or self.settings.doc2vec.epochs
+        """Vectors and words of texts. A text without a known word has the vector 0 and no words."""
         vectors = np.zeros((len(texts), self.model.vector_size), dtype=np.float32)
         sequences = []
         for row, text in enumerate(texts):
             words = [word for word in self.tokenizer.words(text) if word in self.vocabulary]
             if words:
-                vectors[row] = infer(self.model, words, epochs, self.settings.seed)
+                vectors[row] = infer(self.model, words, self.inference_epochs, self.seed)
             sequences.append(to_indices(words, self.vocabulary))
         return Embedded(
             vectors,
@@ -351,14 +362,14 @@ def _embed(settings: bytes, shared: Path, texts: list[str]) -> Embedded:
 def embed_batches(
     settings: Settings, batches: Iterable[list[str]], processes: int, folder: Path | None = None
 ) -> Iterator[Embedded]:
-    """`Omega.embed` of each batch, in order, in so many processes; the result does not depend on their number.
+    """`Omega.embed` of each batch, in order. The result does not depend on the number of processes.
 
-    Several processes share one copy of the model's arrays, in files that they map; these lie in `folder` (by default
-    the system's for temporary files) and go at the end.
+    Several processes share one copy of the model's arrays, in files that they map into memory. The files lie in
+    `folder`, by default the system's for temporary files, and are removed at the end.
     """
     if processes == 1:
         yield from map(Omega.load(settings).embed, batches)
         return
     with tempfile.TemporaryDirectory(prefix="doc2vec-", dir=folder) as files:
-        shared = share_model(settings.work_folder / "doc2vec" / "model", Path(files))
+        shared = share_model(Work(settings.work_folder).doc2vec_model, Path(files))
         yield from in_order(functools.partial(_embed, pickle.dumps(settings), shared), batches, processes)

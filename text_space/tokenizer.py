@@ -1,9 +1,13 @@
-"""From text to words: the same at training, at inference and for a query typed later.
+"""From text to words, the same in training, in inference and for a query typed later.
 
-In the authors' order: the first sentences of a text, then its words in lower case, without markup, punctuation, stop
-words and short words, then only words that Doc2Vec knows, between a start and an end token. Every script stays as it
-is. Chinese is segmented with rjieba. Japanese, Thai, Lao, Khmer and Burmese are written without blanks too and have no
-segmenter here: their words are all overlapping pairs of characters.
+The order is the authors':
+
+1. The first sentences of a text.
+2. Their words in lower case, without markup, punctuation, stop words and short words.
+3. Of these the words that Doc2Vec knows, between a start and an end token.
+
+No script is transliterated. Chinese is segmented with rjieba. Japanese, Thai, Lao, Khmer and Burmese are written
+without blanks too, and have no segmenter here: their words are all overlapping pairs of characters.
 
 The libraries that only some texts need (nltk, rjieba, stop-words) are imported where they are used.
 """
@@ -19,18 +23,19 @@ import regex
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.schema import Settings
+from pipeline.schema import Text
+from pipeline.work import Work
 from text_space.english import ENGLISH_STOP_WORDS
 
 if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktLanguageVars
 
 SPECIAL_WORDS = ("<pad>", "<start>", "<end>")
-"""The first three entries of every vocabulary; no text holds them, words having neither < nor >."""
+"""The first three entries of every vocabulary. No text contains them, because words have neither < nor >."""
 PAD, START, END = range(3)
 
 RULED = ("zh", "ja")
-"""Languages whose sentences end at 。 or the like wherever it stands, so that Punkt has nothing to learn."""
+"""Languages in which 。 and the like always end a sentence, so that Punkt has nothing to learn."""
 UNSEGMENTED = ("ja", "th", "lo", "km", "my")
 """Languages written without blanks that have no segmenter here."""
 SHORT_WORDS = ("zh", "ko", *UNSEGMENTED)
@@ -42,26 +47,26 @@ _HIDDEN_ENDS = {
     for kind, end in (("comment", "-->"), ("script", r"</script\s*>"), ("style", r"</style\s*>"))
 }
 _TAG = regex.compile(r"</?[a-z][^<>]*>|<[!?][^<>]*>", regex.IGNORECASE)
-# Soft hyphens, byte order marks, and what makes an emoji of a digit or a symbol.
-# Bringing n marks on one letter into order takes n² steps. Thirty are allowed where text is sent in pieces (UAX 15).
+# Sorting n marks on one letter takes n² steps. UAX 15 allows 30 in text that is sent in pieces.
 _STACKED = regex.compile(r"(\p{M}{30})\p{M}+")
+# Soft hyphens, byte order marks, and marks that turn a digit or symbol into an emoji.
 _INVISIBLE = regex.compile(r"[\u00ad\u2060\ufeff\ufe00-\ufe0f\U000e0100-\U000e01ef\p{Me}]")
-# A run of letters, digits and their marks. Joiners within it belong to it (Persian, Malayalam); so, at first, does an
-# apostrophe: "won't" is a stop word, "won" is not.
+# A run of letters, digits and their marks. Joiners inside belong to it (Persian, Malayalam). So do apostrophes until
+# stop words are dropped: "won't" is one, "won" is not.
 _RUN = r"[\p{L}\p{N}][\p{L}\p{N}\p{Mn}\p{Mc}]*"
 _RUN_WITH_JOINERS = rf"{_RUN}(?:[\u200c\u200d]{_RUN})*"
 _WORD = regex.compile(rf"{_RUN_WITH_JOINERS}(?:['’]{_RUN_WITH_JOINERS})*")
 _UNSPACED_SCRIPT = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 
-# A blank line ends a sentence (a headline has no full stop); a single line break may only wrap a line.
+# A blank line ends a sentence, as behind a headline without a full stop. A single line break may only wrap a line.
 _BLANK_LINE = regex.compile(r"\n\s*\n")
 _RULED_SENTENCE = regex.compile(r"[^。！？；…｡!?\n]*(?:[。！？；…｡!?]+[”’」』）》】〉\"')\]]*|\n|$)")
-# Beside the three that Punkt knows: Devanagari, Arabic, Urdu, Armenian, Ethiopic, Burmese, Khmer, Tibetan, Chinese.
+# Punkt's own three, then Devanagari, Arabic, Urdu, Armenian, Ethiopic, Burmese, Khmer, Tibetan, Chinese.
 _SENTENCE_ENDS = (".", "?", "!", "।", "॥", "؟", "۔", "։", "።", "၊", "။", "។", "།", "。", "！", "？")
 
 PUNKT_CHARACTERS = 5_000_000
-"""Punkt is trained on about so many characters: by then it has met the abbreviations, and a megabyte takes 2.4 s."""
-_PUNKT_PART = 500_000  # characters that the trainer holds as tokens at a time
+"""Characters that Punkt is trained on. They contain the usual abbreviations, and a megabyte takes 2.4 s."""
+_PUNKT_PART = 500_000  # characters whose tokens the trainer has in memory at a time
 
 
 def primary_language(language: str) -> str:
@@ -76,9 +81,9 @@ def strip_markup(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """`text` without comments, scripts and styles, each to its own end; what has no end stays.
+    """`text` without comments, scripts and styles. One that never ends stays.
 
-    Not one regular expression: it would look for the end of each of n beginnings in all that follows.
+    A single regular expression would search the rest of the text for the end of every beginning, in n² steps.
     """
     kept, at, endless = [], 0, set()
     for found in _HIDDEN.finditer(text):
@@ -94,7 +99,7 @@ def _shown(text: str) -> str:
 
 
 def stop_words(language: str) -> frozenset[str]:
-    """Stop words of a language, in lower case and with ' as apostrophe; empty where no list is known."""
+    """Stop words of a language, in lower case and with ' as apostrophe. Empty where no list is known."""
     if language == "en":
         return ENGLISH_STOP_WORDS
     from stop_words import LANGUAGE_MAPPING, get_stop_words
@@ -123,10 +128,10 @@ def _language_variables() -> "PunktLanguageVars":
 
 
 def train_punkt(texts: Iterable[str], language: str) -> dict[str, Any]:
-    """Learn where sentences end from raw texts: what `punkt.json` holds and `Tokenizer` takes.
+    """Learn from raw texts where sentences end. Returns the content of `punkt.json`, which `Tokenizer` takes.
 
-    Keys: `language`, and for languages that Punkt serves `abbreviations`, `sentence_starters` (lists of str),
-    `collocations` (list of pairs) and `orthographic_context` (counts of bits by word), all sorted.
+    Its keys are `language` and, unless that is one of RULED, `abbreviations` and `sentence_starters` (lists of str),
+    `collocations` (list of pairs) and `orthographic_context` (bits by word). All are sorted.
     """
     language = primary_language(language)
     if language in RULED:
@@ -172,21 +177,21 @@ def _punkt_splitter(parameters: dict[str, Any]) -> Callable[[str], Iterator[str]
 
 
 class Tokenizer:
-    """Texts of one dataset to words, by `text` and `dataset.language` of `settings` and the parameters of Punkt.
+    """Texts of one dataset to words.
 
-    `punkt` is what `train_punkt` returned; it is used where `text.max_sentences` is set.
+    language: `dataset.language`. punkt: what `train_punkt` returned, used where `text.max_sentences` is set.
     """
 
-    def __init__(self, settings: Settings, punkt: dict[str, Any]) -> None:
-        self.language = primary_language(settings.dataset.language)
-        self.max_sentences = settings.text.max_sentences
-        self.min_length = settings.text.min_word_length or (1 if self.language in SHORT_WORDS else 3)
-        self.stop_words = stop_words(self.language) if settings.text.stop_words else frozenset()
+    def __init__(self, settings: Text, language: str, punkt: dict[str, Any]) -> None:
+        self.language = primary_language(language)
+        self.max_sentences = settings.max_sentences
+        self.min_length = settings.min_word_length or (1 if self.language in SHORT_WORDS else 3)
+        self.stop_words = stop_words(self.language) if settings.stop_words else frozenset()
         self._punkt = punkt
         self._split: Callable[[str], Iterator[str]] | None = None
 
     def sentences(self, text: str, limit: int | None = None) -> list[str]:
-        """The first `limit` sentences of `text` (all by default), without markup; none is without a word."""
+        """The first `limit` sentences of `text` that have a word (by default all), without markup."""
         found = (part.strip() for part in self._parts(strip_markup(text)) if _WORD.search(part))
         return list(itertools.islice(found, limit))
 
@@ -223,16 +228,16 @@ class Tokenizer:
                 yield word.replace("’", "'")
 
 
-def load_tokenizer(settings: Settings) -> Tokenizer:
-    """The tokenizer that step 1 trained in WORK; raises UserError where `punkt.json` is missing or broken."""
-    return Tokenizer(settings, read_json(settings.work_folder / "doc2vec" / "punkt.json"))
+def load_tokenizer(work: Path, settings: Text, language: str) -> Tokenizer:
+    """The tokenizer that step 1 trained in WORK. Raises UserError where `punkt.json` is missing or broken."""
+    return Tokenizer(settings, language, read_json(Work(work).punkt))
 
 
 # Vocabulary
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """The number of each word in `vocabulary.txt`; raises UserError where it is missing or no vocabulary."""
+    """The number of each word in `vocabulary.txt`. Raises UserError where it is missing or no vocabulary."""
     try:
         words = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -245,6 +250,6 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def to_indices(words: Iterable[str], vocabulary: dict[str, int]) -> list[int]:
-    """Numbers of the known words between <start> and <end>; empty without any."""
+    """Numbers of the known words, between <start> and <end>. Empty without a known word."""
     known = [vocabulary[word] for word in words if word in vocabulary]
     return [START, *known, END] if known else []

@@ -1,4 +1,4 @@
-"""Checkpoints: best.pt, the model alone, and last.pt, all that a training needs to go on as if it had never stopped."""
+"""Checkpoints: best.pt, the model alone, and last.pt, with all that resumes a training as if it had never stopped."""
 
 import zipfile
 from dataclasses import asdict
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def random_state() -> dict[str, Any]:
-    """State of torch's generators. All else that is random is drawn from the seed and the epoch."""
+    """State of torch's generators. All other randomness depends on the seed and the epoch alone."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put torch's generators into a state that `random_state` gave."""
+    """Restore a state that `random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -78,7 +78,7 @@ def save_checkpoint(run: Path, trainer: "Trainer") -> None:
 
 
 def resume(run: Path, trainer: "Trainer") -> dict[str, int]:
-    """Put a trainer where the run's last.pt left off; returns the sizes that TensorBoard's files had, by name.
+    """Restore a trainer from the run's last.pt. Returns the sizes that TensorBoard's files had, by name.
 
     Raises UserError where last.pt is broken or another model's.
     """

@@ -77,7 +77,7 @@ class RunEncoder:
         self.device = choose_device(device)
         use_precision(self.settings.training.precision)
         self.model = load_model(self.run, self.settings.model, self.settings.seed, self.device)
-        self.tokenizer = load_tokenizer(self.settings)
+        self.tokenizer = load_tokenizer(self.settings.work_folder, self.settings.text, self.settings.dataset.language)
         self.vocabulary = read_vocabulary(self.settings.work_folder / "doc2vec" / "vocabulary.txt")
         self._batches = (self.settings.evaluation.batch_size, self.settings.training.precision, self.device)
         model = self.settings.model

@@ -1,11 +1,19 @@
 """Which examples of a minibatch are positive and negative, and how hard each is: the system of Xu et al. (ICCS 2019).
 
-From their abstract: positives and negatives are not equally positive and negative; a siamese network compares the text
-of an example with the text that belongs to the example's image; labels that follow from it weigh a pairwise loss.
-From its lineage (Yu et al. 2018, arXiv 1802.00985): the loss, on mean and variance of the similarities of matching and
-non-matching pairs, a pair matching where text and image have one category. Ours: all examples that a minibatch of pairs
-holds at once, B images by B texts; where a dataset has no categories a text matches an image whose text is a Doc2Vec
-neighbor of it; and the form of the labels.
+From their abstract:
+
+- Not all positives are equally positive, and not all negatives equally negative.
+- A siamese network compares an example's text with the text that belongs to its image.
+- Labels that follow from this weigh a pairwise loss.
+
+From Yu et al. 2018 (arXiv 1802.00985), on which they build: the loss, on mean and variance of the similarities of
+matching and non-matching pairs. A pair matches where its text and image have the same category.
+
+Ours:
+
+- All examples of a minibatch of pairs at once, B images by B texts.
+- In a dataset without categories a text matches an image whose text is its Doc2Vec neighbor.
+- The form of the labels.
 """
 
 import dataclasses
@@ -55,7 +63,7 @@ def siamese_step(work: Path, relevance: str, space: str) -> Step:
 
 @dataclass
 class Relevance:
-    """What makes two texts alike: one category or, with a table of neighbors, being neighbors either way."""
+    """What makes two texts alike: the same category or, with a table of neighbors, that one is the other's neighbor."""
 
     image_ids: np.ndarray
     """(N,) int64, equal where pairs share an image."""
@@ -67,13 +75,13 @@ class Relevance:
     """(R, k) their neighbors' pair numbers, -1 where there are fewer."""
 
     def own(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """(A, B) bool, where the pairs `a` (A,) and `b` (B,) share an image: their texts belong to it."""
+        """(A, B) bool, True where the pairs `a` (A,) and `b` (B,) share an image."""
         return self.image_ids[a][:, None] == self.image_ids[b]
 
     def alike(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which texts of the pairs `a` (A,) and `b` (B,) are alike, and which are not, (A, B) bool both.
 
-        Texts of one image are neither, and without a category nothing is known of a text.
+        Texts of one image are neither. Without neighbors, nor are texts that have no category.
         """
         others = ~self.own(a, b)
         if self.neighbors is None:
@@ -84,7 +92,7 @@ class Relevance:
         return others & near, others & ~near
 
     def _in_list_of(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """(A, B) bool, where the pair of `b` is in the list of that of `a`; a pair without a known list has none."""
+        """(A, B) bool, True where the pair of `b` is in the list of the pair of `a`. An unknown list is empty."""
         assert self.rows is not None and self.neighbors is not None
         place = np.minimum(np.searchsorted(self.rows, a), len(self.rows) - 1)
         lists = np.where((self.rows[place] == a)[:, None], self.neighbors[place], -1)
@@ -111,8 +119,8 @@ class PairwiseLoss:
     """The pairwise similarity loss over all examples of a minibatch, with the labels that `loss.labels` asks for.
 
     Attributes:
-        with_neighbors: whether each pair's drawn Doc2Vec neighbor has to be among the texts. By category a minibatch
-            has positives of its own; of its neighbors it holds next to none.
+        with_neighbors: whether each pair's drawn Doc2Vec neighbor has to be among the texts. A minibatch has many pairs
+            of one category, but hardly any neighbors.
     """
 
     def __init__(self, settings: Loss, relevance: Relevance, work: Work, device: torch.device) -> None:
@@ -132,11 +140,11 @@ class PairwiseLoss:
         text_rows: np.ndarray,
         readable: Tensor | None = None,
     ) -> Tensor:
-        """The loss of the examples (image of pair i, text of pair j), a scalar; every image with its own text counts.
+        """The loss of the examples (image of pair i, text of pair j), a scalar. An image with its own text is one.
 
         images: (B, D) and texts: (M, D) unit vectors, of the pairs `image_rows` (B,) and `text_rows` (M,); or (B, K, D)
-        and (M, K, D) of PVSE, which are as similar as their closest ones. readable: (B,) bool, False where the image
-        was lost: it has no example.
+        and (M, K, D) of PVSE, as similar as their closest embeddings. readable: (B,) bool, False where the image was
+        lost and has no example.
         """
         of_image = self.relevance.own(image_rows, text_rows)
         alike, unlike = self.relevance.alike(image_rows, text_rows)
@@ -157,7 +165,7 @@ class PairwiseLoss:
     def labels(
         self, image_rows: np.ndarray, text_rows: np.ndarray, positive: Tensor, negative: Tensor, own: Tensor
     ) -> Tensor | None:
-        """(B, M) labels of all examples, None where all are equal. An image stands in with the text that is its own."""
+        """(B, M) labels of all examples, None where all are equal. Of an image its own text is compared."""
         if self.vectors is None or self.comparison is None:
             return None
         of_images, of_texts = (to_device(self.vectors[rows], self.device) for rows in (image_rows, text_rows))

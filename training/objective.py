@@ -24,12 +24,12 @@ from training.fine_grained import PairwiseLoss, train_relevance
 from training.runs import Weights, reads_neighbors
 
 HINGE_TAN_SQUARED_ALPHA = 0.2
-"""Of unrelated unit vectors the hinge has no gradient from 1/3 on."""
+"""From 1/3 on the hinge has no gradient for unrelated unit vectors."""
 
 
 @dataclass
 class ObjectiveBatch:
-    """What the objective has to know of a batch of B pairs beside their embeddings."""
+    """What the objective reads of a batch of B pairs, besides their embeddings."""
 
     rows: np.ndarray
     """(B,) pair numbers."""
@@ -66,7 +66,7 @@ class Objective:
     pairwise: PairwiseLoss | None
     """The pairwise loss in place of i2t and sym (Xu et al. 2019)."""
     lists_neighbors: bool
-    """Whether the terms are told of all neighbors in the batch and not only of the drawn one (STRUC)."""
+    """Whether the terms take all neighbors in the batch, and not only the drawn one (STRUC)."""
     val_terms: tuple[str, ...]
     """The terms whose sum is the validation loss."""
     hint: str | None
@@ -169,7 +169,7 @@ def npairs_loss(settings: Loss) -> losses.NPairsLoss:
 
 
 def pvse_terms(x: Tensor, y: Tensor, residuals: Sequence[Tensor], batch: ObjectiveBatch) -> dict[str, Tensor]:
-    """PVSE's `l_diversity` of both streams and `l_mmd`. Lost images add 0 to the first, and the second is without them.
+    """PVSE's `l_diversity` of both streams, and `l_mmd`. Lost images add 0 to the first and are left out of the second.
 
     x, y: (B, K, D). residuals: of the images and of the texts, (B, K, D), or (2B, K, D) with the drawn neighbors.
     """

@@ -1,10 +1,12 @@
 """The siamese text network that says how alike two texts are, and what it is trained and measured on.
 
-Both texts pass through one encoder. From the abstract of Xu et al. (ICCS 2019): a siamese network over the text of an
-example and the text that belongs to its image. From its lineage (Yu et al. 2018; Ktena et al., MICCAI 2017): a graph
-convolution over words as the encoder, and a linear layer on the element-wise product of both sides. Ours: both sides
-are unit vectors and the layer starts as a multiple of their cosine; all pairs of a minibatch are compared, alike and
-unlike ones weighing as much; the sigmoid.
+Both texts pass through one encoder.
+
+- From the abstract of Xu et al. (ICCS 2019): the network compares an example's text with the text of its image.
+- From Yu et al. 2018 and Ktena et al. (MICCAI 2017), on whom they build: a graph convolution over words as the encoder,
+  and a linear layer on the element-wise product of both sides.
+- Ours: both sides are unit vectors, and the layer starts as a multiple of their cosine. All pairs of a minibatch are
+  compared. Alike and unlike pairs have the same total weight. A sigmoid gives the probability.
 """
 
 import copy
@@ -25,7 +27,7 @@ from text_space.neighbors import exact_neighbors, on_sphere
 from training.embedding import embed_texts
 from training.fine_grained import Relevance, likeness
 
-FIRST_SCALE = 10.0  # of the cosine: sigmoid(±10) are clear answers, and 5 is a clear one for what is half alike
+FIRST_SCALE = 10.0  # of the cosine, with a bias of -5: the first logits lie between -15 and 5
 
 
 class SiameseNetwork(nn.Module):
@@ -58,7 +60,7 @@ def build_network(settings: Siamese, text: TextEncoder, word_vectors: np.ndarray
 
 
 def balanced_loss(logits: Tensor, alike: Tensor, unlike: Tensor) -> Tensor:
-    """Cross-entropy of alike and of unlike pairs, each half of it, a scalar; a kind that is not there is left out.
+    """Mean of the cross-entropies of the alike and of the unlike pairs, a scalar. A kind without pairs counts 0.
 
     logits: (A, B), alike, unlike: (A, B) bool, disjoint.
     """
@@ -144,10 +146,11 @@ class HeldOut:
 
 
 def held_out(split: str, data: Prepared, relevance: Relevance, vectors: np.ndarray, settings: Settings) -> HeldOut:
-    """All pairs of the texts of a split, of at most `siamese.held_out_texts` of them, drawn by `seed`.
+    """All pairs of at most `siamese.held_out_texts` texts of a split, drawn by `seed`.
 
-    Where neighbors decide, those among these texts in the Doc2Vec space (vectors: (N, d)), as large a share of them as
-    `neighbors.k` is of the train texts. Raises UserError where no text is like another one, or all are.
+    Where neighbors make texts alike, they are looked up among these texts in Omega (vectors: (N, d)). Their number is
+    the same share of these texts as `neighbors.k` is of the train texts. Raises UserError where no two texts are alike,
+    or all are.
     """
     rows = data.rows[split]
     if len(rows) > settings.siamese.held_out_texts:
@@ -169,9 +172,9 @@ def held_out(split: str, data: Prepared, relevance: Relevance, vectors: np.ndarr
 
 
 def balanced_accuracy(scores: np.ndarray, alike: np.ndarray, unlike: np.ndarray, threshold: float) -> float:
-    """Share of the alike pairs that score above a threshold and of the unlike ones that do not, their mean.
+    """Mean of two shares: alike pairs above the threshold, and unlike pairs not above it.
 
-    scores, alike, unlike: of one shape. Guessing scores 0.5, whatever the share of alike pairs; nan without one kind.
+    scores, alike, unlike: of one shape. Guessing gives 0.5, whatever the share of alike pairs. NaN without one kind.
     """
     if not alike.any() or not unlike.any():
         return float("nan")
@@ -180,7 +183,7 @@ def balanced_accuracy(scores: np.ndarray, alike: np.ndarray, unlike: np.ndarray,
 
 
 def best_threshold(scores: np.ndarray, alike: np.ndarray, unlike: np.ndarray) -> float:
-    """The threshold of the highest `balanced_accuracy`, one of the scores; the lowest of several."""
+    """The score that is the best threshold for `balanced_accuracy`, the lowest where several are."""
     values = np.sort(scores[alike | unlike])
     right = 1 - np.searchsorted(np.sort(scores[alike]), values, side="right") / alike.sum()
     right += np.searchsorted(np.sort(scores[unlike]), values, side="right") / unlike.sum()

@@ -29,6 +29,7 @@ from pipeline.files import read_array
 from pipeline.pairs import read_pairs
 from pipeline.schema import Settings
 from pipeline.settings import flatten
+from pipeline.work import Work
 from ranking import nearest, rank_of_own
 from training.proximity import doc2vec_neighbors, pair_distances
 from training.runs import OF_A_RUN
@@ -58,19 +59,20 @@ def show_validation(
     y: Tensor,
     *,
     data: Prepared,
-    settings: Settings,
+    work: Path,
+    every: int,
+    max_pixels: int,
     epoch: int,
     step: int,
 ) -> None:
-    """Histograms of distances in the joint space and, every `training.show_results_every` epochs, panels of results.
+    """Histograms of distances in the joint space and, every `every` epochs, panels of results. 0 shows neither.
 
     rows: (R,) val pairs, in the same order at every call. x, y: (R, D) or (R, K, D), embeddings of images and texts.
     """
-    every = settings.training.show_results_every
     if not every:
         return
     images, texts = x.float().cpu().numpy(), y.float().cpu().numpy()
-    vectors = read_array(settings.work_folder / "doc2vec" / "vectors.npy")[rows[:DISTANCE_SAMPLE]]
+    vectors = read_array(Work(work).vectors)[rows[:DISTANCE_SAMPLE]]
     for name, values in distances(data.image_ids[rows], images, texts, vectors).items():
         board.add_histogram(f"distances/{name}", values, step)
     if epoch % every:
@@ -78,11 +80,11 @@ def show_validation(
     found = results(data.image_ids[rows], images, texts)
     shown = {query for of_way in found.values() for query in of_way}
     shown |= {result.position for of_query in found["image_to_text"].values() for result in of_query}
-    captions = read_texts(settings.work_folder, rows, shown)
+    captions = read_texts(work, rows, shown)
     board.add_text("results/image_to_text", as_markdown(rows, found["image_to_text"], captions), step)
     if not _has_matplotlib():
         return
-    pictures = functools.partial(square_thumbnail, data, max_pixels=settings.dataset.max_pixels)
+    pictures = functools.partial(square_thumbnail, data, max_pixels=max_pixels)
     with warnings.catch_warnings(action="ignore"):  # of characters that the font lacks: the page Text shows them
         board.add_figure("results/text_to_image", image_panel(rows, found["text_to_image"], captions, pictures), step)
         board.add_figure("results/image_to_text", text_panel(rows, found["image_to_text"], captions, pictures), step)

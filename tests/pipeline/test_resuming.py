@@ -57,13 +57,13 @@ def test_training_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Mo
     epochs: list[int] = []
     untouched = doc2vec.train
 
-    def until_the_12th(corpus: Path, settings: Settings, on_epoch: Any, unfinished: Path) -> Any:
+    def until_the_12th(corpus: Path, settings: Any, seed: int, workers: int, on_epoch: Any, unfinished: Path) -> Any:
         def count() -> None:
             epochs.append(1)
             if len(epochs) == 12:
                 raise Stopped
 
-        return untouched(corpus, settings, count, unfinished)
+        return untouched(corpus, settings, seed, workers, count, unfinished)
 
     monkeypatch.setattr(doc2vec, "train", until_the_12th)
     with pytest.raises(Stopped):
@@ -83,7 +83,7 @@ def test_training_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_corpus_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doc2vec, "TEXTS_AT_A_TIME", 10)
-    tokenizer = Tokenizer(Settings(), {"language": "en"})
+    tokenizer = Tokenizer(Settings().text, Settings().dataset.language, {"language": "en"})
     texts = [f"word{number} another" if number % 7 else "..." for number in range(95)]
 
     def until(stop: int) -> Iterator[str]:

@@ -141,7 +141,7 @@ def test_wrong_calls_end_in_one_line(words: list[str], message: str) -> None:
 def test_evaluation_settings_survive_as_flags() -> None:
     words = ["--evaluation.kway", "[3]", "--evaluation.split", "val", "--evaluation.bootstrap", "7"]
     settings = parse_settings(make_parser(""), [*TINY, *words])[0]
-    again = parse_settings(make_parser(""), evaluation_flags(settings), base=Settings())[0]
+    again = parse_settings(make_parser(""), evaluation_flags(settings.evaluation), base=Settings())[0]
     assert again.evaluation == settings.evaluation
 
 

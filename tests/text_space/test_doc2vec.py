@@ -51,8 +51,8 @@ def dbow(**others: object) -> Settings:
 
 def trained(settings: Settings, folder: Path, of: list[str] | None = None) -> Gensim:
     corpus = folder / "corpus.txt"
-    write_corpus(of or texts(), Tokenizer(settings, {"language": "en"}), corpus)
-    return train(corpus, settings)
+    write_corpus(of or texts(), Tokenizer(settings.text, settings.dataset.language, {"language": "en"}), corpus)
+    return train(corpus, settings.doc2vec, settings.seed, workers=1 if settings.deterministic else 4)
 
 
 def write_omega(settings: Settings, folder: Path) -> None:
@@ -72,7 +72,7 @@ def test_corpus_has_a_line_for_every_text_with_words(tmp_path: Path) -> None:
     settings = chosen()
     path = tmp_path / "corpus.txt"
     given = ["Cats, dogs\nand  planets!", "?!", "", "the of", "comet " * (doc2vec.MAX_WORDS + 5)]
-    assert write_corpus(given, Tokenizer(settings, {"language": "en"}), path) == 2
+    assert write_corpus(given, Tokenizer(settings.text, settings.dataset.language, {"language": "en"}), path) == 2
     first, second, rest = path.read_text().splitlines()
     assert first == "cats dogs planets"
     assert len(second.split()) == doc2vec.MAX_WORDS and rest.split() == 5 * ["comet"]
@@ -80,7 +80,11 @@ def test_corpus_has_a_line_for_every_text_with_words(tmp_path: Path) -> None:
 
 def test_corpus_on_a_disk_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
-        write_corpus(["comet"], Tokenizer(chosen(), {"language": "en"}), tmp_path / "missing" / "corpus.txt")
+        write_corpus(
+            ["comet"],
+            Tokenizer(chosen().text, chosen().dataset.language, {"language": "en"}),
+            tmp_path / "missing" / "corpus.txt",
+        )
 
 
 def test_no_frequent_word_is_the_users_mistake(tmp_path: Path) -> None:
@@ -95,8 +99,8 @@ def test_no_frequent_word_is_the_users_mistake(tmp_path: Path) -> None:
 def test_settings_reach_gensim(settings: Settings, tmp_path: Path) -> None:
     epochs = []
     corpus = tmp_path / "corpus.txt"
-    write_corpus(texts(), Tokenizer(settings, {"language": "en"}), corpus)
-    model = train(corpus, settings, lambda: epochs.append(1))
+    write_corpus(texts(), Tokenizer(settings.text, settings.dataset.language, {"language": "en"}), corpus)
+    model = train(corpus, settings.doc2vec, settings.seed, 1, lambda: epochs.append(1))
     assert len(epochs) == 10
     assert model.dm == (settings.doc2vec.mode == "pv_dm")
     assert (model.hs, model.negative) == ((1, 0) if model.dm else (0, 5))

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.schema import Dataset, Settings, Text
+from pipeline.schema import Text
 from text_space.english import GENSIM_STOP_WORDS
 from text_space.tokenizer import (
     Tokenizer,
@@ -25,7 +25,7 @@ from text_space.tokenizer import (
 
 
 def tokenizer(language: str = "en", punkt: dict | None = None, **text: object) -> Tokenizer:
-    return Tokenizer(Settings(dataset=Dataset(language=language), text=Text(**text)), punkt or {"language": language})
+    return Tokenizer(Text(**text), language, punkt or {"language": language})
 
 
 # Words

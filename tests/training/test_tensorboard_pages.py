@@ -152,13 +152,14 @@ def test_without_matplotlib_panels_are_left_out_and_that_is_said_once(
     data, settings = made_up([0, 1, 2], tmp_path)
     table = pa.table({"text": ["first", "second", "third"], "image_path": ["0.png", "1.png", "2.png"]})
     pq.write_table(table, tmp_path / "pairs.parquet")
+    given = {"data": data, "work": settings.work_folder, "every": 5, "max_pixels": settings.dataset.max_pixels}
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     pages._has_matplotlib.cache_clear()
     try:
         with SummaryWriter(str(tmp_path / "run")) as board:
             for epoch in (5, 10):
                 x, y = unit(3, 8, seed=1), unit(3, 8, seed=2)
-                pages.show_validation(board, np.arange(3), x, y, data=data, settings=settings, epoch=epoch, step=epoch)
+                pages.show_validation(board, np.arange(3), x, y, **given, epoch=epoch, step=epoch)
     finally:
         pages._has_matplotlib.cache_clear()
     assert capsys.readouterr().out.count("matplotlib is not installed") == 1
