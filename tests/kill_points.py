@@ -22,8 +22,8 @@ from typing import Any
 
 from file_operations import KILLED, ROOT, Operation, Operations
 
-TIMES = {"seconds", "words_per_second", "build_seconds", "search_seconds", "searched_rows"}
-"""Figures of stamps that tell how long something took, or what was left to do for a resumed step."""
+TIMES = {"seconds", "words_per_second", "build_seconds", "search_seconds", "searched_rows", "checksum"}
+"""In stamps: how long something took, what was left to do for a resumed step, and the checksum of such figures."""
 SPEED = "speed/pairs_a_second"
 
 
