@@ -19,6 +19,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,9 @@ def parse(argv: list[str] | None) -> tuple[Settings, Settings, argparse.Namespac
     parser.add_argument(
         "--refresh", action="store_true", help="train it anew where its settings or inputs have changed"
     )
+    parser.add_argument(
+        "--name", help="name of the run's folder (default: the weights and what differs from the config)"
+    )
     try:
         return parse_settings(parser, argv, also=mistakes_in_weights)
     except UserError:
@@ -81,6 +85,8 @@ def mistakes_in_weights(settings: Settings, arguments: argparse.Namespace) -> li
         for name, weight in given.items()
         if not (math.isfinite(weight) and weight >= 0)
     ]
+    if arguments.name is not None and not re.fullmatch(r"[^\W_][^/\\\0\n\r]{0,149}", arguments.name):
+        found.append("--name must begin with a letter or digit, and have at most 150 characters without / and \\")
     return found + mistakes_of_weights(settings.loss, arguments.sym, arguments.img)
 
 
@@ -92,7 +98,7 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
     from training.runs import clear_run, run_name, start_run, what_changed_since
     from training.trainer import build_trainer
 
-    run = Work(settings.work_folder).runs / run_name(settings, config_file, weights)
+    run = Work(settings.work_folder).runs / (arguments.name or run_name(settings, config_file, weights))
     device, data, model = distributed.all_or_none(lambda: prepare(settings, weights))
     with contextlib.ExitStack() as held:
 
@@ -119,7 +125,7 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
         best = {"val_loss": progress.best_loss, "val_recall_at_1": progress.best_recall}
         best["best_epoch"] = progress.best_epoch
         if distributed.is_writer():
-            tensorboard_pages.write_hparams(run, weights, settings, best, progress.step)
+            tensorboard_pages.write_hparams(run, weights, settings, config_file, best, progress.step)
             write_json(
                 run / "run.json",
                 {
@@ -185,6 +191,7 @@ def say_what_is_trained(trainer: "Trainer", run: Path, batches: str) -> None:
     count = distributed.processes()
     where = f"{trainer.device}, in {count} processes" if count > 1 else str(trainer.device)
     print(f"training {run.name}: {train:,} train and {val:,} val pairs, {learned:,} parameters, on {where}")
+    print("of the val split, i2t is image to text and t2i text to image; * marks the lowest val loss so far (best.pt)")
 
 
 if __name__ == "__main__":

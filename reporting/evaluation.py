@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import metrics
@@ -12,6 +11,7 @@ from metrics import EmbeddedPairs, Scores
 from pipeline.schema import Evaluation
 from reporting.figures import Figure, bootstrap_interval
 from reporting.precision_curves import Curves
+from training.described_scalars import Board
 
 MIN_IMAGES = 10
 """Images below which no figure is given: by chance alone a few queries are all right, or all wrong."""
@@ -78,7 +78,7 @@ def write_scalars(run: Path, figures: Mapping[str, Figure], curves: Curves, spli
     suffix = ".evaluation"
     for old in run.glob(f"events.out.tfevents.*{suffix}"):
         old.unlink()
-    with SummaryWriter(str(run), filename_suffix=suffix) as board:
+    with Board(str(run), filename_suffix=suffix) as board:
         for name, figure in figures.items():
             board.add_scalar(f"{split}/{name}", figure["value"], epoch)
         for name, points in curves.items():

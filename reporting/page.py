@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reporting.compared_runs import ComparedRuns
 from reporting.sections import SECTIONS, Options
-from training.runs import read_run
+from training.runs import read_run, readable_name
 
 
 def render_report(runs: ComparedRuns, options: Options) -> str:
@@ -29,7 +29,7 @@ def render_report(runs: ComparedRuns, options: Options) -> str:
     return environment.get_template("report.html").render(
         sections=sections,
         runs=[
-            {"letter": letter, "name": encoder.run.name, **dataclasses.asdict(read_run(encoder.run)[1])}
+            {"letter": letter, "name": readable_name(encoder.run), **dataclasses.asdict(read_run(encoder.run)[1])}
             for letter, encoder in zip(runs.letters, runs.encoders, strict=True)
         ],
         dataset=dataset.name or dataset.source,

@@ -31,6 +31,7 @@ from pipeline.pairs import SPLITS
 from reporting.answers import answer_image, answer_pair, answer_text
 from reporting.retrieval_index import Index
 from training.encoder import RunEncoder
+from training.runs import readable_name
 
 HOST = "127.0.0.1"
 UPLOAD_BYTES, UPLOAD_PIXELS = 32 * 2**20, 64_000_000
@@ -110,7 +111,7 @@ class SearchPage:
         given: dict[str, Any] = {"answer": None, "error": None, "picture": None, "text": ""}
         given |= {"split": self.default_split, "top": self.default_top}
         counts = {"images": len(self.index.images.pairs), "texts": len(self.index.texts.pairs)}
-        run, splits = self.encoder.run.name, ("all", *SPLITS)
+        run, splits = readable_name(self.encoder.run), ("all", *SPLITS)
         html = render_template(
             "search_page.html", nonce=g.nonce, splits=splits, most=MAX_RESULTS, run=run, **counts, **(given | shown)
         )

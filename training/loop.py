@@ -16,6 +16,7 @@ from images.loading import PixelSource
 from pipeline.errors import Stopped, UserError
 from training import distributed
 from training.checkpoints import resume, save_checkpoint, save_model
+from training.described_scalars import Board
 from training.trainer import Trainer
 
 
@@ -96,7 +97,7 @@ class StopRequest:
         self.signal = number
 
 
-class NoBoard(SummaryWriter):
+class NoBoard(Board):
     """TensorBoard's writer in a process that does not write."""
 
     def __init__(self) -> None:
@@ -118,7 +119,7 @@ def curves(run: Path) -> Iterator[SummaryWriter]:
     # The writer's thread fails first, and prints a traceback; then each call raises.
     usual, threading.excepthook = threading.excepthook, lambda _: None
     try:
-        with SummaryWriter(str(run)) as board:
+        with Board(str(run)) as board:
             yield board
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

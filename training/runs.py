@@ -69,6 +69,16 @@ def run_name(settings: Settings, config_file: Settings, weights: Weights) -> str
     return f"{name}-seed={settings.seed}"
 
 
+def readable_name(run: Path) -> str:
+    """A run's name for people: its weights, its other settings and its seed; one given by --name stays."""
+    if not run.name.startswith("l_i2t_l_sym_"):
+        return run.name
+    _, weights = read_run(run)
+    _, *others = run.name.split("-")
+    shown = [f"SYM {weights.sym:g}", f"IMG {weights.img:g}", f"TEXT {weights.text:g}"]
+    return ", ".join([*shown, *(other.replace("=", " ") for other in others)])
+
+
 def reads_neighbors(settings: Settings, weights: Weights) -> bool:
     """Whether a run reads the neighbor table. A baseline and ground-truth structure do not."""
     relevance, space = settings.siamese.relevance, settings.neighbors.space

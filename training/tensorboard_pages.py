@@ -266,16 +266,21 @@ def _square(path: Path, side: int, max_pixels: int) -> Image.Image:
 # --- HParams and projector -------------------------------------------------------------------------------------------
 
 
-def write_hparams(run: Path, weights: Any, settings: Settings, figures: Mapping[str, float], step: int) -> None:
+def write_hparams(
+    run: Path, weights: Any, settings: Settings, config_file: Settings, figures: Mapping[str, float], step: int
+) -> None:
     """Write a finished run's settings and final figures for TensorBoard's HParams. Earlier ones are replaced.
 
-    weights: the loss weights, a dataclass. The columns of evaluate.py's figures fill when that has run.
+    The first columns are the loss weights, a dataclass, then the settings that differ from the config file and the
+    seed, then the others. The columns of evaluate.py's figures fill when that has run.
     """
     suffix = ".hparams"
     for old in run.glob(f"events.out.tfevents.*{suffix}"):
         old.unlink()
     columns: dict[str, Any] = {f"weights.{name}": value for name, value in asdict(weights).items()}
-    for name, value in flatten(settings).items():
+    of_file, of_run = flatten(config_file), flatten(settings)
+    for name in sorted(of_run, key=lambda name: name != "seed" and of_run[name] == of_file[name]):
+        value = of_run[name]
         if name in OF_A_RUN and value is not None:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             columns[name] = value if is_number else str(value)

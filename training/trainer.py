@@ -265,7 +265,7 @@ class Trainer:
         improved = progress.epoch > 0 and validation.loss < progress.best_loss
         if improved:
             progress.best_loss, progress.best_epoch = validation.loss, progress.epoch
-            progress.best_recall = sum(next(iter(validation.measured.values()))) / 2
+            progress.best_recall = sum(next(iter(validation.measured.values())).values()) / 2
         if progress.epoch:
             self.schedule.step(validation.loss)
         self.last_validation = f"epoch {progress.epoch:3d}  {validation}{' *' if improved else ''}"
@@ -287,9 +287,9 @@ class Trainer:
         scalars = {"data/val_loss": loss, "data/learning_rate": self.optimizer.param_groups[0]["lr"]}
         scalars |= {"data/epoch": progress.epoch, "data/unreadable_images": len(self.lost)}
         values = measure(self.metrics, x, y, rows, self.data)
-        measured: dict[str, list[float]] = {}
+        measured: dict[str, dict[str, float]] = {}
         for metric in self.metrics:
-            measured.setdefault(metric.label, []).append(values[metric.name])
+            measured.setdefault(metric.label, {})[metric.direction] = values[metric.name]
             scalars[f"val/{metric.name}"] = values[metric.name]
         for tag, value in scalars.items():
             board.add_scalar(tag, value, progress.step)

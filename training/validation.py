@@ -11,16 +11,24 @@ from datasets import Prepared
 from metrics import EmbeddedPairs, Metric
 from training.objective import Objective
 
+SHORT = {"image_to_text": "i2t", "text_to_image": "t2i"}
+"""Directions in the line of an epoch."""
+
 
 class Validation(NamedTuple):
-    """The validation loss, and by label the metrics from image to text and from text to image."""
+    """The validation loss, and the metrics by label and direction."""
 
     loss: float
-    measured: dict[str, list[float]]
+    measured: dict[str, dict[str, float]]
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{label} {' '.join(f'{value:.3f}' for value in of)}" for label, of in self.measured.items())
-        return f"val loss {self.loss:.4f}  {shown}"
+        return f"val loss {self.loss:.4f}  {', '.join(map(_in_words, self.measured.items()))}"
+
+
+def _in_words(of_label: tuple[str, dict[str, float]]) -> str:
+    """`5-way Recall@1 i2t 0.801 t2i 0.798`: a metric of the two ways, or of images and texts."""
+    label, values = of_label
+    return " ".join([label, *(f"{SHORT.get(direction, direction)} {value:.3f}" for direction, value in values.items())])
 
 
 @torch.no_grad()

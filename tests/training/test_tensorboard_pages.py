@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
 import evaluate
@@ -28,6 +29,7 @@ from datasets import Prepared
 from pipeline.pairs import Images
 from pipeline.schema import Settings
 from training import tensorboard_pages as pages
+from training.described_scalars import Board
 from training.runs import Weights
 
 WEIGHTS = ("1", "0.3", "0.2")
@@ -178,7 +180,7 @@ def test_texts_cannot_break_out_of_the_table() -> None:
 
 def test_hparams_are_written_once(tmp_path: Path) -> None:
     for loss in (3.0, 2.0):
-        pages.write_hparams(tmp_path, Weights(1, 0.3, 0.2), Settings(), {"val_loss": loss}, step=12)
+        pages.write_hparams(tmp_path, Weights(1, 0.3, 0.2), Settings(), Settings(), {"val_loss": loss}, step=12)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("hparam/val_loss")] == [(12, 2.0)]
     assert set(events.PluginTagToContent("hparams")) == {
@@ -186,6 +188,34 @@ def test_hparams_are_written_once(tmp_path: Path) -> None:
         "_hparams_/session_start_info",
         "_hparams_/session_end_info",
     }
+
+
+def test_the_first_columns_of_hparams_are_what_differs(tmp_path: Path) -> None:
+    settings = Settings(seed=3)
+    settings.training.batch_size = 8
+    pages.write_hparams(tmp_path, Weights(1, 0.3, 0.2), settings, Settings(), {"val_loss": 1.0}, step=12)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    columns = list(HParamsPluginData.FromString(content).session_start_info.hparams)
+    experiment = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/experiment"]).experiment
+    names = [info.name for info in experiment.hparam_infos] or columns
+    assert set(names[:5]) == {"weights.sym", "weights.img", "weights.text", "seed", "training.batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("tag", "words"),
+    [
+        ("data/l_img", "Eq. 7"),
+        ("val/7way_recall_at_1_text_to_image", "7-way Recall@1, text to image, of the val split; higher is better"),
+        ("test/median_rank_image_to_text", "median rank, image to text, of the test split; lower is better"),
+    ],
+)
+def test_a_scalar_says_what_it_is(tmp_path: Path, tag: str, words: str) -> None:
+    with Board(str(tmp_path)) as board:
+        board.add_scalar(tag, 0.5, 7)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars(tag)] == [(7, 0.5)]
+    assert words in events.SummaryMetadata(tag).summary_description
 
 
 # A run

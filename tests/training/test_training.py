@@ -21,6 +21,7 @@ import train_cross_modal_retrieval_model as training
 from datasets import load_prepared, plan_epoch
 from models import build_model
 from pipeline.command_line import make_parser, parse_settings
+from pipeline.errors import UserError
 from pipeline.files import LOCK, read_json, write_json
 from pipeline.pairs import image_root
 from pipeline.schema import Settings
@@ -434,10 +435,21 @@ def test_the_schedule_decays_after_five_epochs_and_stops_after_ten(prepared: Pat
     assert np.allclose(rates, [first] * 7 + [first / 10] * 5)
 
 
+def test_a_run_is_named_by_its_user(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["1", "0", "0", *TINY, "--work", str(prepared), "--training.max_epochs", "1"]
+    run = training.main([*words, "--name", "monday"])
+    assert run == prepared / "runs" / "monday" and (run / "best.pt").is_file()
+    printed = capsys.readouterr().out
+    assert "* marks the lowest val loss so far" in printed
+    for name in ("../monday", ".hidden", "a/b", "x" * 151):
+        with pytest.raises(UserError, match="--name must begin with a letter or digit"):
+            training.main([*words, "--name", name])
+
+
 def test_an_epochs_recall_is_named_by_what_is_measured(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = settings_of(prepared, "--evaluation.kway", "[5,1000]")
-    data, device = load_prepared(settings), torch.device("cpu")
-    model = build_model(settings, np.load(prepared / "doc2vec" / "word_vectors.npy"))
+    data, device = load_prepared(settings.work_folder, settings.model.text.max_words), torch.device("cpu")
+    model = build_model(settings.model, np.load(prepared / "doc2vec" / "word_vectors.npy"), settings.seed)
     trainer = build_trainer(settings, Weights(1, 0, 0), data, model, image_source(settings, data, device), device)
     images = len(np.unique(data.image_ids[data.rows["val"]]))
     ways = ("image_to_text", "text_to_image")
