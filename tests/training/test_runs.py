@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.pairs import SCHEMA, write_pairs
 from pipeline.schema import Settings
+from pipeline.work import Work
 from training.runs import Weights, read_run, readable_name, start_run, what_changed_since
 
 WEIGHTS = Weights(1, 0, 0)
@@ -48,11 +49,11 @@ def test_a_run_is_read_as_it_was_started(settings: Settings, run: Path) -> None:
     assert what_changed_since(run, settings) is None
 
 
-def test_a_run_has_a_name_for_people(settings: Settings, run: Path) -> None:
+def test_a_run_has_a_name_for_people(settings: Settings) -> None:
+    run = Work(settings.work_folder).runs / "l_i2t_l_sym_1_l_img_0_3_l_text_0_2-loss.form=hinge-seed=4"
     start_run(run, settings, Weights(1, 0.3, 0.2), resume=False)
-    named = run.rename(run.with_name("l_i2t_l_sym_1_l_img_0_3_l_text_0_2-loss.form=hinge-seed=4"))
-    assert readable_name(named) == "SYM 1, IMG 0.3, TEXT 0.2, loss.form hinge, seed 4"
-    assert readable_name(named.rename(run.with_name("monday"))) == "monday"
+    assert readable_name(run) == "SYM 1, IMG 0.3, TEXT 0.2, loss.form hinge, seed 4"
+    assert readable_name(run.rename(run.with_name("monday"))) == "monday"
 
 
 def test_settings_newer_than_the_run_take_their_defaults(settings: Settings, run: Path) -> None:
