@@ -50,9 +50,9 @@ def test_a_run_is_read_as_it_was_started(settings: Settings, run: Path) -> None:
 
 
 def test_a_run_has_a_name_for_people(settings: Settings) -> None:
-    run = Work(settings.work_folder).runs / "l_i2t_l_sym_1_l_img_0_3_l_text_0_2-loss.form=hinge-seed=4"
-    start_run(run, settings, Weights(1, 0.3, 0.2), resume=False)
-    assert readable_name(run) == "SYM 1, IMG 0.3, TEXT 0.2, loss.form hinge, seed 4"
+    run = Work(settings.work_folder).runs / "l_i2t_l_sym_1_l_img_0_l_text_0-loss.form=hinge-seed=4"
+    start_run(run, settings, WEIGHTS, resume=False)
+    assert readable_name(run) == "SYM 1, IMG 0, TEXT 0, loss.form hinge, seed 4"
     assert readable_name(run.rename(run.with_name("monday"))) == "monday"
 
 
