@@ -216,7 +216,7 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: type, keep: bool = Fal
             if there.shape != shape or there.dtype != dtype:
                 raise ValueError(f"it holds {there.dtype} {there.shape}, not {np.dtype(dtype)} {shape}")
             return np.load(path, mmap_mode="r+", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged header makes numpy raise anything
         raise UserError(f"cannot resume with {path}: {error}; remove {path.parent} to start anew") from None
     try:
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
@@ -233,7 +233,7 @@ def read_array(path: Path) -> np.ndarray:
     demand_undamaged(path)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header makes numpy raise anything
         why = "it is no array" if "pickle" in str(error) else error  # numpy would advise to unpickle it
         raise UserError(f"cannot read {path}: {why}{remedy(path)}") from None
 

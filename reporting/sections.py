@@ -6,6 +6,7 @@ To add a section: write a function here, a line in SECTIONS, and a template of t
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -274,7 +275,7 @@ LOSS_TITLES = {
 
 def training_curves(runs: ComparedRuns, _: Options) -> list[dict[str, Any]]:
     """A plot of every curve that a run has, as TensorBoard's own reader reads it."""
-    logs = [_read_scalars(runs, number) for number in range(len(runs.encoders))]
+    logs = [read_scalars(encoder.run) for encoder in runs.encoders]
     tags = sorted(set().union(*logs))
     shown = {tag: (title, "loss term" if "data/l_" in tag else "weighted sum") for tag, title in LOSS_TITLES.items()}
     # The validation loss has the weights of no run.
@@ -302,7 +303,7 @@ def validation_terms(settings: Settings) -> str:
     return settings.training.val_loss.replace("_", " + ")
 
 
-def _read_scalars(runs: ComparedRuns, number: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_scalars(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Steps and finite values of a run's TensorBoard scalars, by tag; without those that have none.
 
     A file that is torn or damaged is read up to there; a line says so.
@@ -311,7 +312,7 @@ def _read_scalars(runs: ComparedRuns, number: int) -> dict[str, tuple[np.ndarray
     from tensorboard.compat.proto.event_pb2 import Event
 
     found: dict[str, list[tuple[int, float]]] = {}
-    for path in sorted(runs.encoders[number].run.glob("events.out.tfevents.*")):
+    for path in sorted(run.glob("events.out.tfevents.*")):
         whole = 0
         for record in RawEventFileLoader(str(path)).Load():
             whole += len(record) + 16  # its length, and two checksums

@@ -1,6 +1,7 @@
 """The pixel cache against the image files that it stands for."""
 
 import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from conftest import TINY, run_script
 from PIL import Image
 
-from images import pixel_cache
+from images import checked_rows, pixel_cache
 from images.loading import CachedImages, ImageFiles, PixelSource
 from images.pixel_cache import PixelCache, kind_of_cache, open_pixel_cache
 from pipeline.errors import UserError
@@ -136,6 +137,41 @@ def test_a_damaged_cache_is_named(images: Images, tmp_path: Path, kind: str, nam
     if name == "00000.jpegs":  # damaged while it is read
         pixels, lost = CachedImages(cache).__getitems__([0, 6])
         assert pixels[0].any() and not pixels[1].any() and list(lost) == [6] and "remove that folder" in lost[6]
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+def test_a_flipped_bit_in_a_cache_is_told_when_it_is_read(images: Images, tmp_path: Path, kind: str) -> None:
+    folder, numbers, chance = tmp_path / "cache", np.arange(7), random.Random(0)
+
+    def read() -> torch.Tensor:
+        source = PixelSource(CachedImages(opened(folder, kind, images)), 0, torch.device("cpu"))
+        return source.load(numbers, numbers < 0)
+
+    wanted, told = read(), 0
+    for path in sorted(folder.glob("[!.]*")):
+        content = path.read_bytes()
+        for _ in range(20):
+            damaged = bytearray(content)
+            damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+            path.write_bytes(damaged)
+            try:
+                assert torch.equal(read(), wanted)
+            except UserError as error:
+                assert "remove that folder" in str(error)
+                told += 1
+        path.write_bytes(content)
+    assert told > 40
+
+
+def test_a_row_is_verified_once() -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    checksums = np.stack([checked_rows.row_checksums(row) for row in array])
+    rows = checked_rows.CheckedRows(array, checksums, Path("features"))
+    assert np.array_equal(rows[np.array([0, 2]), np.array([1, 0])], array[[0, 2], [1, 0]])
+    array += 1
+    rows[np.array([0, 2]), np.array([1, 0])]
+    with pytest.raises(UserError, match="features is damaged"):
+        rows[np.array([0, 2]), np.array([1, 1])]
 
 
 def test_a_disk_that_fills_up_ends_the_making_in_one_line(

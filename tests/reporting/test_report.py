@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY, one_line_error, page_problems, run_script
+from torch.utils.tensorboard import SummaryWriter
 
 import evaluate
 import extract_doc2vec_vectors
@@ -28,7 +29,7 @@ from readers.synthetic import World
 from reporting import page as page_module
 from reporting.compared_runs import ComparedRuns, mark_words
 from reporting.figures import read_metrics
-from reporting.sections import SECTIONS, retrieval_of_pair, validation_terms
+from reporting.sections import SECTIONS, read_scalars, retrieval_of_pair, validation_terms
 from training.encoder import RunEncoder
 
 if TYPE_CHECKING:
@@ -107,6 +108,23 @@ def embedded(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]
 def sections(page: str) -> dict[str, str]:
     """The page's sections by id."""
     return dict(re.findall(r'<section id="(\w+)">(.*?)</section>', page, re.DOTALL))
+
+
+def test_a_torn_event_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with SummaryWriter(str(tmp_path)) as board:
+        for step in range(10):
+            board.add_scalar("loss", step / 4, step)
+    (path,) = tmp_path.iterdir()
+    steps, values = read_scalars(tmp_path)["loss"]
+    assert steps.tolist() == list(range(10)) and np.array_equal(values, steps / 4)
+    assert not capsys.readouterr().out
+    torn, flipped = path.read_bytes()[:-5], bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 4
+    for damaged in (torn, flipped):
+        path.write_bytes(damaged)
+        steps, _ = read_scalars(tmp_path)["loss"]
+        assert 0 < len(steps) < 10 and steps.tolist() == list(range(len(steps)))
+        assert f"{path} is torn or damaged after" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,25 @@ def test_a_config_that_was_cut_off_is_told(run: Path, share: float) -> None:
     (run / "config.yaml").write_text(text[: int(share * len(text))])
     with pytest.raises(UserError, match=r"config\.yaml is broken or cut off; train"):
         read_run(run)
+
+
+def test_a_config_that_was_edited_or_damaged_is_told(run: Path) -> None:
+    path = run / "config.yaml"
+    content, wanted = path.read_bytes(), read_run(run)
+    path.write_text(content.decode().replace("batch_size: 64", "batch_size: 65"))
+    with pytest.raises(UserError, match=r"config\.yaml: it is damaged, or was edited .*; train .* --overwrite"):
+        read_run(run)
+    chance = random.Random(0)
+    for _ in range(100):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = read_run(run)
+        except UserError as error:
+            assert "--overwrite" in str(error)
+        else:
+            assert found == wanted
 
 
 @pytest.mark.parametrize("text", ["a: [b", "[1, 2]", "weights: 3\nevaluation: {batch_size: 3}\n", "weights: {a: 3}"])

@@ -1,6 +1,7 @@
 """Step 4's trainer on made-up embeddings: its checkpoints, neighborhood batches, lost images."""
 
 import os
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from datasets import BatchPlan, NeighborTable
 from pipeline.errors import UserError
 from pipeline.schema import Settings
 from training import distributed
-from training.checkpoints import save_model
+from training.checkpoints import load_model_state, save_model
 from training.lost_images import LostImages
 from training.objective import Objective, build_objective
 from training.runs import Weights
@@ -30,6 +31,25 @@ def test_a_checkpoint_has_nothing_of_the_process_that_wrote_it(tmp_path: Path, m
         save_model(tmp_path / f"{number}" / "best.pt", model, 1, 2)
     assert (tmp_path / "12" / "best.pt").read_bytes() == (tmp_path / "34567" / "best.pt").read_bytes()
     assert torch.load(tmp_path / "12" / "best.pt", weights_only=True)["step"] == 2
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_told(tmp_path: Path) -> None:
+    path, chance, loaded = tmp_path / "best.pt", random.Random(0), []
+    model: Any = SimpleNamespace(checkpoint=lambda: {"weight": torch.arange(50.0)}, load_checkpoint=loaded.append)
+    save_model(path, model, 1, 2, {"seconds": 3.0})
+    content, wanted, told = path.read_bytes(), load_model_state(path, model), 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = load_model_state(path, model)
+        except UserError as error:
+            assert "--overwrite" in str(error)
+            told += 1
+        else:
+            assert str(found) == str(wanted)
+    assert told > 50
 
 
 # Neighborhood batches
