@@ -251,5 +251,7 @@ def _reason(error: Exception) -> str:
     found = re.search(r"(?:Unsupported (?:global|class|operand)[^:]*|GLOBAL|type):? (?:GLOBAL )?([\w.]+)", text)
     if found and ("weights_only" in text or "WeightsUnpickler" in text):
         return f"it holds {found[1]}, which is code and is not loaded"
+    if "TorchScript" in text:
+        return "it is a TorchScript program, which is code and is not loaded"
     text = text.split("weights_only")[0]
     return " ".join(text.split())[:200] or type(error).__name__

@@ -73,3 +73,11 @@ def test_what_holds_no_weights_ends_in_one_line(tmp_path: Path, content: Any, me
         Backbone("resnet18", str(tmp_path / "weights.pth"))
     text = str(error.value)
     assert "\n" not in text and "\x1b" not in text and "trust" not in text and "weights_only" not in text
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of what it calls deprecated
+def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "program.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    with pytest.raises(UserError, match="it is a TorchScript program, which is code and is not loaded"):
+        Backbone("resnet18", str(path))

@@ -190,6 +190,8 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
     path = run / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run} is no run of train_cross_modal_retrieval_model.py: it has no config.yaml")
+    if os.fsencode(run).decode(errors="replace") != str(run):
+        raise UserError(f"the path {run} is not UTF-8, as settings are; go into its folder and name it from there")
     try:
         text = path.read_text(encoding="utf-8")
         written, _, noted = text.rpartition(CHECKSUM)
@@ -211,8 +213,8 @@ def read_run(run: Path) -> tuple[Settings, Weights]:
 
 
 def work_of(run: Path) -> Path:
-    """WORK, the folder that a run lies in now."""
-    return Path(os.path.abspath(run)).parents[1]
+    """WORK, the folder that a run lies in now. Relative as the run: a working directory may have any name."""
+    return Path(os.path.normpath(run / ".." / ".."))
 
 
 def finished_run(run: Path, *, force: bool = False) -> tuple[Settings, Weights]:

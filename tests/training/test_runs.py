@@ -17,7 +17,7 @@ from pipeline.files import read_json
 from pipeline.pairs import SCHEMA, write_pairs
 from pipeline.schema import Settings
 from pipeline.work import Work
-from training.runs import Weights, read_run, readable_name, start_run, what_changed_since
+from training.runs import Weights, read_run, readable_name, start_run, what_changed_since, work_of
 
 WEIGHTS = Weights(1, 0, 0)
 
@@ -135,3 +135,17 @@ def test_products_on_a_gpu_are_rounded_to_tf32_only_where_asked_for() -> None:
     for precision in ("float32", "tf32", "bf16", "tf32", "float32"):
         use_precision(precision)
         assert all(flag.allow_tf32 is (precision == "tf32") for flag in flags)
+
+
+def test_a_run_below_a_folder_whose_name_is_no_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named from there it is used; its absolute path cannot be a setting, and one line says so."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    run = folder / "work" / "runs" / "name"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("weights: {}\n")
+    with pytest.raises(UserError, match="is not UTF-8, as settings are; go into its folder and name it from there"):
+        read_run(run)
+    monkeypatch.chdir(folder)
+    assert work_of(Path("work/runs/name")) == Path("work")
+    monkeypatch.chdir(run)
+    assert work_of(Path(".")).resolve() == folder / "work"
