@@ -49,6 +49,7 @@ from reporting.search_page import UPLOAD_BYTES, local_server, make_app
 from training.embedding import embed_pairs
 from training.encoder import RunEncoder
 from training.image_sources import image_source
+from training.runs import CHECKSUM
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -234,6 +235,9 @@ def test_the_index_is_made_once_and_anew_when_the_run_has_changed(
     made(True)
 
     (work / "doc2vec" / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\nother\n")
+    with pytest.raises(UserError, match=r"vocabulary.txt is damaged: .* run train_doc2vec.py again"):
+        RunEncoder(copy)
+    (work / "doc2vec" / "train_doc2vec.json").unlink()  # another vocabulary, and not a damaged one
     with pytest.raises(UserError, match=r"another doc2vec/vocabulary.txt"):
         RunEncoder(copy)
     (work / "pairs.parquet").unlink()
@@ -249,7 +253,7 @@ def test_an_image_that_has_become_unreadable_is_left_out(
     shutil.copytree(run.parents[1], work)
     copy = work / "runs" / run.name
     settings = (copy / "config.yaml").read_text().replace("max_unreadable_share: 0.01", "max_unreadable_share: 0.1")
-    (copy / "config.yaml").write_text(settings)
+    (copy / "config.yaml").write_text(settings.partition(CHECKSUM)[0])
     path = run.parents[2] / "images" / "10.png"
     saved, status = path.read_bytes(), path.stat()
     try:

@@ -284,7 +284,7 @@ def test_what_changed_is_named_with_the_step_to_run(work: Path) -> None:
     with pytest.raises(UserError, match="doc2vec.epochs 40, and the settings now say 3; run train_doc2vec.py"):
         extract_doc2vec_vectors.main(words(work, "--doc2vec.epochs", "3"))
     (work / "doc2vec" / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\n")
-    with pytest.raises(UserError, match=r"incomplete \(vocabulary.txt\); run train_doc2vec.py"):
+    with pytest.raises(UserError, match=r"damaged \(vocabulary.txt .*\); run train_doc2vec.py"):
         knn_document_features.main(words(work))
 
 

@@ -309,9 +309,7 @@ def test_evaluate_names_an_image_that_became_unreadable(prepared_once: Path, pre
 def test_a_broken_checkpoint_is_named(trained: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(trained.parents[1], work)
-    config = (trained / "config.yaml").read_text().replace(str(trained.parents[1]), str(work))
     run = work / "runs" / trained.name
-    (run / "config.yaml").write_text(config)
     (run / "best.pt").write_bytes((run / "best.pt").read_bytes()[:1000])
     assert "best.pt is no checkpoint" in one_line_error(run_script("evaluate.py", "--run", run, ok=False))
 
