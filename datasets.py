@@ -1,6 +1,7 @@
 """From the prepared files in WORK to batches: which pairs and neighbors, their token arrays, their images."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,39 @@ class WordSequences:
             padded[line, : end - start] = self.tokens[start:end]
         return torch.from_numpy(padded), torch.from_numpy(lengths)
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """The number of words (B,) of `rows` (B,)."""
+        return np.diff(self.offsets)[rows]
+
+    def contents(self, rows: np.ndarray) -> Iterator[bytes]:
+        """What the encoder reads of each of `rows` (B,): equal where it is the same."""
+        for start, end in zip(*(bound.tolist() for bound in self.bounds(rows)), strict=True):
+            yield self.tokens[start:end].tobytes()
+
+
+@dataclass
+class TextVectors:
+    """Texts as vectors that were computed before. N texts."""
+
+    vectors: np.ndarray
+    """(N, F) float32."""
+
+    def texts(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Vectors of `rows`: (B, F) float32, and (B,) lengths, all 1."""
+        return torch.from_numpy(np.array(self.vectors[rows])), torch.ones(len(rows), dtype=torch.int64)
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """(B,), all 1."""
+        return np.ones(len(rows), dtype=np.int64)
+
+    def contents(self, rows: np.ndarray) -> Iterator[bytes]:
+        """As of word sequences."""
+        return (hashlib.blake2b(self.vectors[row].tobytes(), digest_size=16).digest() for row in rows)
+
+
+TextInputs = WordSequences | TextVectors
+"""Texts as a text encoder reads them."""
+
 
 @dataclass(kw_only=True)
 class Prepared(WordSequences):
@@ -59,6 +93,13 @@ class Prepared(WordSequences):
     """Pair numbers (int64) of each split that can be used: those whose text has a known word."""
     unused: dict[str, int]
     """Pairs of each split without a known word."""
+    inputs: TextInputs | None = None
+    """What the text encoder reads of all pairs, where that is not their words."""
+
+    @property
+    def read(self) -> TextInputs:
+        """What the text encoder reads: the pairs' words, or what takes their place."""
+        return self if self.inputs is None else self.inputs
 
 
 def load_prepared(work: Path, max_words: int | None) -> Prepared:

@@ -35,7 +35,6 @@ FREE = ("evaluation.", "training.device", "training.workers")
 def main(argv: list[str] | None = None) -> None:
     run, settings = run_and_settings(sys.argv[1:] if argv is None else argv)
 
-    from datasets import load_prepared
     from metrics import EmbeddedPairs
     from pipeline.devices import choose_device, use_precision
     from pipeline.pairs import load_images
@@ -46,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.embedding import embed_split
     from training.image_sources import made_from
     from training.runs import load_model
+    from training.text_streams import load_pairs
 
     split = settings.evaluation.split
     stamp, outputs = run / "evaluate.json", [run / name for name in ("metrics.json", QUERIES, SCORES)]
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
 
     device = choose_device(settings.training.device)
     use_precision(settings.training.precision)
-    data = load_prepared(settings.work_folder, settings.model.text.max_words)
+    data = load_pairs(settings.work_folder, settings.features_folder, settings.model.text, device)
     model = load_model(run, settings.model, settings.seed, device)
     rows = data.rows[split]
     x, y = embed_split(model, data, settings, device)

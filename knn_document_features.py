@@ -29,24 +29,26 @@ from pipeline.work import Work
 if TYPE_CHECKING:
     import numpy as np
 
+    from text_space.spaces import Space
+
 LARGEST_K_FILLED_UP = 10_000
 """A k above this, and above the number of texts, is a mistake that would only fill memory with -1."""
 
 
 def main(argv: list[str] | None = None) -> None:
     settings, _, _ = parse_settings(make_parser(__doc__, "neighbors"), argv)
+    from text_space.spaces import space_of  # these take a second to import: a mistake in a flag is told before
+
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
         require(step, settings)
-    if is_up_to_date(FIND_NEIGHBORS, settings):
-        return
-    step = {"doc2vec": EXTRACT_DOC2VEC, "images": EXTRACT_IMAGES}[settings.neighbors.space]
-    require(step, settings)
-    find_and_write(settings, Work(settings.work_folder))
+    space = space_of(settings)
+    if not is_up_to_date(FIND_NEIGHBORS, settings, space.made_from):
+        find_and_write(settings, Work(settings.work_folder), space)
 
 
-def find_and_write(settings: Settings, work: Work) -> None:
+def find_and_write(settings: Settings, work: Work, space: "Space") -> None:
     """Look up the neighbors of every train text, print what they are like, and write the table."""
-    import numpy as np  # these take a second to import: a wrong flag is reported first
+    import numpy as np
 
     from pipeline.files import read_array
     from pipeline.pairs import SPLITS, distinct, numbered, read_pairs, rows_of_split
@@ -60,10 +62,10 @@ def find_and_write(settings: Settings, work: Work) -> None:
     rows = train[np.diff(offsets)[train] > 0]
     demand_enough(len(rows), k, work)
     groups = (numbered(pairs["image_id"])[rows], same_words(read_array(work.tokens), offsets, rows))
-    vectors = work.vectors if settings.neighbors.space == "doc2vec" else work.image_vectors
+    vectors = space.vectors()
 
-    with making(FIND_NEIGHBORS, settings) as figures:
-        points = rows_of(read_array(vectors), rows, figures.unfinished)
+    with making(FIND_NEIGHBORS, settings, space.made_from) as figures:
+        points = rows_of(vectors, rows, figures.unfinished)
         found, how = find_neighbors(
             points, groups, settings.neighbors, settings.seed, settings.deterministic, figures.unfinished
         )

@@ -29,7 +29,7 @@ from pipeline.errors import UserError
 from pipeline.files import lock, read_array, write_json
 from pipeline.schema import Settings
 from pipeline.settings import mistakes_of_weights
-from pipeline.steps import EXTRACT_DOC2VEC, PREPARE, TRAIN_DOC2VEC, require, versions
+from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, PREPARE, TRAIN_DOC2VEC, require, versions
 from pipeline.work import Work
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
     from training.trainer import build_trainer
 
     run = Work(settings.work_folder).runs / (arguments.name or run_name(settings, config_file, weights))
-    device, data, model = distributed.all_or_none(lambda: prepare(settings, weights))
+    device, data, model = distributed.writer_first(lambda: prepare(settings, weights))
     with contextlib.ExitStack() as held:
 
         def claim() -> bool:
@@ -146,22 +146,23 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
 
 def prepare(settings: Settings, weights: "Weights") -> "tuple[torch.device, Prepared, TwoStream]":
     """The device, the prepared data and the untrained model. Raises UserError where a step has to be run (again)."""
-    from datasets import load_prepared
     from models import build_model
     from pipeline.devices import be_deterministic, choose_device, use_precision
+    from text_space.spaces import space_of
     from training import distributed
     from training.runs import steps_of_loss
+    from training.text_streams import load_pairs
 
     for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
         require(step, settings)
     for step in steps_of_loss(settings, weights):
-        require(step, settings)
+        require(step, settings, space_of(settings).made_from if step is FIND_NEIGHBORS else None)
     device = choose_device(settings.training.device)
     if device.type == "cuda":
         device = distributed.gpu()
     use_precision(settings.training.precision)
     be_deterministic(settings.deterministic)
-    data = load_prepared(settings.work_folder, settings.model.text.max_words)
+    data = load_pairs(settings.work_folder, settings.features_folder, settings.model.text, device)
     demand_enough_pairs(settings.training.batch_size, settings.training.batches, len(data.rows["train"]))
     model = build_model(settings.model, read_array(Work(settings.work_folder).word_vectors), settings.seed)
     return device, data, model.to(device)

@@ -1,20 +1,44 @@
-"""What a setting may name: readers, losses, text encoders.
+"""What a setting may name: readers, losses, text encoders, spaces.
 
 An entry names an object as `module:object`. The module is imported when the object is first used, so that the settings
 know all names while no script imports what it does not run. To add one, write the object and name it here.
 """
 
 import importlib
+import os
 from typing import Any
 
 
 class Registry(dict[str, str]):
-    """Names and the objects they stand for, as `module:object`, in the order in which help lists them."""
+    """Names and the objects they stand for, as `module:object`, in the order in which help lists them.
+
+    A name such as `features:FILE.npy` stands for every text that begins with `features:`.
+    """
+
+    def key(self, name: str) -> str | None:
+        """The registered name that `name` is, or begins as; None for an unknown one."""
+        if name in self:
+            return name
+        return next((known for known in self if ":" in known and is_kind(name, known)), None)
 
     def load(self, name: str) -> Any:
         """The object of that name. Raises KeyError for an unknown name."""
-        module, _, attribute = self[name].partition(":")
+        module, _, attribute = self[self.key(name) or name].partition(":")
         return getattr(importlib.import_module(module), attribute)
+
+
+def is_kind(value: object, wanted: object) -> bool:
+    """Whether a setting's value is `wanted`, or begins as `wanted` where that is a name such as `features:FILE.npy`."""
+    if value == wanted:
+        return True
+    if not (isinstance(value, str) and isinstance(wanted, str) and ":" in value and ":" in wanted):
+        return False
+    return value.partition(":")[0] == wanted.partition(":")[0] and value.partition(":")[2] != ""
+
+
+def argument(value: str) -> str:
+    """What stands behind the colon of a value such as `features:FILE.npy`, `~` and `$VARIABLES` expanded."""
+    return os.path.expanduser(os.path.expandvars(value.partition(":")[2]))
 
 
 READERS = Registry(
@@ -56,5 +80,24 @@ LOSSES = Registry(
 )
 """`loss.base`."""
 
-TEXT_ENCODERS = Registry(gru="models:GRUEncoder", bag_of_words="models:BagOfWords", graph="models:GraphEncoder")
+TEXT_ENCODERS = Registry(
+    {
+        "gru": "models:GRUEncoder",
+        "bag_of_words": "models:BagOfWords",
+        "graph": "models:GraphEncoder",
+        "sentence_transformers:NAME_OR_FOLDER": "training.text_streams:SentenceEncoder",
+        "features:FILE.npy": "training.text_streams:GivenVectors",
+    }
+)
 """`model.text.encoder` and `siamese.encoder`."""
+
+SPACES = Registry(
+    {
+        "doc2vec": "text_space.spaces:of_doc2vec",
+        "images": "text_space.spaces:of_images",
+        "sentences": "text_space.spaces:of_sentences",
+        "sentences:NAME_OR_FOLDER": "text_space.spaces:of_sentences",
+        "file:VECTORS.npy": "text_space.spaces:of_file",
+    }
+)
+"""`neighbors.space`: vectors of all pairs."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from pipeline.home import expanded
-from pipeline.registry import LOSSES, READERS, TEXT_ENCODERS, Registry
+from pipeline.registry import LOSSES, READERS, SPACES, TEXT_ENCODERS, Registry
 
 PREPARE, DOC2VEC, VECTORS, IMAGE_FEATURES, NEIGHBORS, SIAMESE, RUN, EVALUATION = (
     "prepare doc2vec vectors image_features neighbors siamese run evaluation".split()
@@ -73,7 +73,7 @@ class Section(BaseModel):
     @classmethod
     def _is_registered(cls, value: Any, field: ValidationInfo) -> Any:
         for names in cls.model_fields[str(field.field_name)].metadata:
-            if isinstance(names, Registry) and value not in names:
+            if isinstance(names, Registry) and names.key(value) is None:
                 raise ValueError(f"one of {', '.join(names)}")
         return value
 
@@ -190,8 +190,10 @@ class Doc2Vec(Section):
 class Neighbors(Section):
     """Semantic neighbors of the train pairs (step 3), and how training draws one (step 4)."""
 
-    space: Literal["doc2vec", "images"] = "doc2vec"
-    """Space of the neighbors: Doc2Vec's, or pretrained image features' (OURS (Img NNs))."""
+    space: Annotated[str, SPACES] = "doc2vec"
+    """Space of the neighbors: Doc2Vec's; pretrained image features' (OURS (Img NNs)); a sentence encoder's, that of
+    model.text.encoder unless one is named; or the vectors in a file, a row a pair, or a row a line of texts.txt beside
+    it."""
     k: Count = 200
     """Nearest neighbors kept for each pair."""
     method: Literal["auto", "exact", "hnsw"] = "hnsw"
@@ -233,11 +235,15 @@ class TextEncoder(Section):
     """The text stream."""
 
     encoder: Annotated[str, TEXT_ENCODERS] = "gru"
-    """A GRU over the words, the mean of their embeddings, or a convolution over the graph of all words."""
+    """A GRU over the words, the mean of their embeddings, or a convolution over the graph of all words; a linear layer
+    on the vectors of a sentence encoder, or of a file: a row a pair, or a row a line of texts.txt beside it."""
+    trainable: Annotated[bool, ReadWhen("model.text.encoder", "sentence_transformers:NAME_OR_FOLDER")] = False
+    """Fine-tune the sentence encoder; false computes its vectors once."""
     hidden_size: Annotated[Count, Shapes(RUN, SIAMESE), WITH_GRU] = 512
     """GRU's hidden state."""
     dropout: Rate = 0.0
-    """Dropout on the word embeddings (gru), on their mean (bag_of_words), or on the graph's last signals (graph)."""
+    """Dropout on the word embeddings (gru), on their mean (bag_of_words), on the graph's last signals (graph), or on
+    the vectors of texts."""
     word_vectors: Annotated[Literal["doc2vec", "random"], Shapes(RUN, SIAMESE)] = "doc2vec"
     """What the word embeddings start from."""
     max_words: Count | None = None
@@ -433,5 +439,5 @@ class Settings(Section):
 
     @property
     def features_folder(self) -> Path:
-        """Folder of cached image features."""
+        """Folder of cached features."""
         return Path(self.features) if self.features else self.work_folder / "features"

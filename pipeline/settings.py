@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError
-from pipeline.registry import FILES_IN_ROOT, Registry
+from pipeline.registry import FILES_IN_ROOT, Registry, is_kind
 from pipeline.schema import Loss, ReadWhen, Section, Settings, Shapes
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "openclipart.yaml"
@@ -89,6 +89,9 @@ GOES_WITH: tuple[tuple[str, Any, str, tuple[Any, ...]], ...] = (
     ("training.compile", True, "model.pvse.embeddings", (0,)),
     ("model.text.encoder", "graph", "model.text.word_vectors", ("doc2vec",)),
     ("model.text.encoder", "graph", "model.pvse.embeddings", (0,)),
+    ("model.text.encoder", "sentence_transformers:NAME_OR_FOLDER", "model.pvse.embeddings", (0,)),
+    ("model.text.encoder", "features:FILE.npy", "model.pvse.embeddings", (0,)),
+    ("neighbors.space", "sentences", "model.text.encoder", ("sentence_transformers:NAME_OR_FOLDER",)),
     ("doc2vec.train_on", "articles", "dataset.source", ("goodnews",)),
     ("dataset.karpathy_split", True, "dataset.source", ("coco", "flickr30k")),
     ("dataset.karpathy_split", True, "dataset.published_splits", (True,)),
@@ -102,7 +105,7 @@ def mistakes(settings: Settings) -> list[str]:
     found = [
         f"{name} {shown(value)} goes with {other} {_listed(values)}, and that is {shown(get(settings, other))}"
         for name, value, other, values in GOES_WITH
-        if get(settings, name) == value and get(settings, other) not in values
+        if is_kind(get(settings, name), value) and not _is_one_of(get(settings, other), values)
     ]
     dataset, neighbors, training = settings.dataset, settings.neighbors, settings.training
     if dataset.source in FILES_IN_ROOT and not dataset.root:
@@ -118,6 +121,8 @@ def mistakes(settings: Settings) -> list[str]:
         found.append("doc2vec needs hierarchical_softmax: true or negative above 0")
     if (neighbors.draw_from or 0) > neighbors.k:
         found.append(f"neighbors.draw_from is {neighbors.draw_from}, more than neighbors.k")
+    if ":" in settings.siamese.encoder:
+        found.append("siamese.encoder must read words: it takes gru, bag_of_words or graph")
     if training.batches == "neighborhoods" and training.batch_size < 4:
         found.append("training.batches neighborhoods needs a training.batch_size of 4 or more, for two couples")
     return found
@@ -143,7 +148,7 @@ def not_read(settings: Settings, names: Collection[str]) -> list[str]:
         wanted = []
         for other, values, unless in conditions[name].alternatives if conditions[name] else ():
             further, value = unmet(other), get(settings, other)
-            if not further and (value not in unless if unless else value in values):
+            if not further and (not _is_one_of(value, unless) if unless else _is_one_of(value, values)):
                 return ""
             words = f"{other} other than {_listed(unless)}" if unless else f"{other} {_listed(values)}"
             wanted.append(f"{further} and {words}" if further else words)
@@ -154,6 +159,10 @@ def not_read(settings: Settings, names: Collection[str]) -> list[str]:
         for name, value in select(settings, names).items()
         if value != get(default, name) and (wanted := unmet(name))
     ]
+
+
+def _is_one_of(value: Any, values: Collection[Any]) -> bool:
+    return any(is_kind(value, one) for one in values)
 
 
 def _listed(values: Collection[Any]) -> str:

@@ -31,17 +31,20 @@ from pipeline.files import (
 )
 from pipeline.schema import Settings
 from pipeline.settings import flatten, names_shaping, replaced, select
-from pipeline.work import OUTPUTS, Work
+from pipeline.work import OUTPUTS, Work, space_folder
 
-LIBRARIES = "torch torchvision numpy gensim nmslib faiss-cpu nltk pyarrow pillow datasketch".split()
+LIBRARIES = (
+    "torch torchvision numpy gensim nmslib faiss-cpu nltk pyarrow pillow datasketch "
+    "timm open_clip_torch sentence-transformers transformers"
+).split()
 
 
 @dataclass(frozen=True)
 class Step:
     """One step of the pipeline: its files in WORK, and the settings that shape its outputs.
 
-    In a name, `{space}` stands for `neighbors.space`, `{vectors}` for the file with that space's vectors, and
-    `{training_texts}` for articles.parquet where Doc2Vec is trained on articles.
+    In a name, `{space}` stands for the folder of `neighbors.space`, `{vectors}` for the file with that space's vectors,
+    and `{training_texts}` for articles.parquet where Doc2Vec is trained on articles.
     """
 
     script: str
@@ -75,16 +78,15 @@ SIAMESE_LABELS = _step(
 STEPS = (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, EXTRACT_IMAGES, FIND_NEIGHBORS, SIAMESE_LABELS)
 
 VECTORS_OF_SPACE = {"doc2vec": "doc2vec/vectors.npy", "images": "image_features/vectors.npy"}
-"""The vectors in which neighbors are looked up, by `neighbors.space`."""
+"""Vectors in WORK in which neighbors are looked up, by `neighbors.space`; others lie elsewhere."""
 WITH_ARTICLES = ("goodnews",)
 """Sources whose pairs come with articles."""
 
 
 def _named(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
-    space = settings.neighbors.space
     some = {
-        "space": space,
-        "vectors": VECTORS_OF_SPACE[space],
+        "space": space_folder(settings.neighbors.space),
+        "vectors": VECTORS_OF_SPACE.get(settings.neighbors.space, ""),
         "training_texts": "articles.parquet" if settings.doc2vec.train_on == "articles" else "",
     }
     without = () if settings.dataset.source in WITH_ARTICLES else ("articles.parquet",)
@@ -181,8 +183,8 @@ def is_up_to_date(step: Step, settings: Settings, published: Mapping[str, object
     return False
 
 
-def require(step: Step, settings: Settings) -> dict[str, Any]:
-    """The stamp of an earlier step, whose outputs are about to be read.
+def require(step: Step, settings: Settings, published: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """The stamp of an earlier step, whose outputs are about to be read. `published` is as for `what_changed`.
 
     Raises UserError, naming the step to run again, where the outputs are missing, were shaped by other settings, or
     were made from something that has changed since. The seed is not compared: it counts for the step itself.
@@ -193,7 +195,7 @@ def require(step: Step, settings: Settings) -> dict[str, Any]:
         as_made = replaced(settings, {name: made[name] for name in ("seed", "deterministic") if name in made})
     except (UserError, TypeError, KeyError):
         as_made = settings
-    reason = what_changed(step, as_made)
+    reason = what_changed(step, as_made, published)
     if reason is not None:
         what = output_paths(step, settings)[0]
         raise UserError(f"{what} {reason}; run {step.script} with these settings (again)")

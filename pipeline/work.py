@@ -1,5 +1,6 @@
 """WORK, the folder of one dataset: the path of every file in it."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,15 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "train_siamese_labels.py": ("siamese/vectors.npy", "siamese/comparison.npy"),
     "evaluate.py": tuple(f"runs/*/{name}" for name in ("metrics.json", "queries.parquet", "scores.parquet")),
 }
-"""Which script writes which files in WORK. `{space}` stands for `neighbors.space`."""
+"""Which script writes which files in WORK. `{space}` stands for the `space_folder` of `neighbors.space`."""
+
+
+def space_folder(space: str) -> str:
+    """The name of a space's folder: that of the space or, where it names a file or an encoder, with a digest of it."""
+    kind, _, named = space.partition(":")
+    if not named:
+        return space
+    return f"{kind}-{Path(named).stem}-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
 
 
 UNFINISHED = ".unfinished"
@@ -133,8 +142,8 @@ class Work:
         return self.folder / "image_features" / "vectors.npy"
 
     def neighbors(self, space: str) -> NeighborFiles:
-        """The neighbor table in a space, `doc2vec` or `images`."""
-        return NeighborFiles(self.folder / "neighbors" / space)
+        """The neighbor table in a space, such as `doc2vec`."""
+        return NeighborFiles(self.folder / "neighbors" / space_folder(space))
 
     @property
     def siamese_vectors(self) -> Path:

@@ -22,8 +22,15 @@ TEXT_WIDTH = 48
 def answer_text(encoder: RunEncoder, index: Index, text: str, top: int, split: str | None = None) -> dict[str, Any]:
     """The images nearest to a text, as `search.py --json` prints them.
 
-    Raises UserError where no word of the text is in the vocabulary. It names similar words that are.
+    Raises UserError where the text encoder reads words and knows none of the text's. It names similar words that it
+    knows.
     """
+    if encoder.new_inputs:
+        (query,), problems = encoder.texts([text])
+        if problems:
+            raise UserError(f"the query cannot be searched: {problems[0]}")
+        asked = {"text": text, "words": [], "ignored_words": [], "near_words": {}}
+        return {"query": asked, **search_index(index, query, ("images",), top, split)}
     known, unknown = encoder.words(text)
     if not known and not unknown:
         raise UserError("the query has no word: stop words and short words do not count, as in training")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets import Prepared, load_prepared
+from datasets import Prepared
 from images.files import UnreadableImage, load_thumbnail
 from metrics import Metric
 from pipeline.errors import UserError
@@ -20,6 +20,7 @@ from reporting.figures import Figure, read_figures, read_metrics
 from text_space.tokenizer import RULED, UNSEGMENTED
 from training.embedding import embed_split
 from training.encoder import RunEncoder
+from training.text_streams import load_pairs
 
 THUMBNAIL_SIDE = 176
 """Pixels of the longer side of an image."""
@@ -43,7 +44,9 @@ class ComparedRuns:
         self.work = Work(self.settings.work_folder)
         self.split = self.settings.evaluation.split
         prepared = [
-            load_prepared(encoder.settings.work_folder, encoder.settings.model.text.max_words) for encoder in encoders
+            load_pairs(one.work_folder, one.features_folder, one.model.text, encoder.device)
+            for encoder in encoders
+            for one in [encoder.settings]
         ]
         self.data: Prepared = prepared[0]
         self.rows = self.data.rows[self.split]

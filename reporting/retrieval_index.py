@@ -6,7 +6,8 @@ RUN/index holds:
 - image_pairs.npy, text_pairs.npy: (items,) int64, each item's pair; the first pair where several share an image.
 - index.json: fingerprints of what the index was computed from, and of the arrays.
 
-An image with several texts is in the index once. A text without a known word is not in it; its image is.
+An image with several texts is in the index once. A text without a known word is not in it, where the text encoder
+reads words; its image is.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datasets import load_prepared
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, is_whole, read_array, write_array, write_stamp
 from pipeline.pairs import SPLITS, Images, load_images, read_pairs
@@ -23,6 +23,7 @@ from ranking import nearest
 from training.embedding import embed_images, embed_texts
 from training.encoder import MODEL_INPUTS, RunEncoder
 from training.image_sources import image_source, made_from
+from training.text_streams import load_pairs
 
 ARRAYS = ("images", "texts", "image_pairs", "text_pairs")
 
@@ -113,12 +114,12 @@ def open_index(encoder: RunEncoder) -> Index:
 def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
     """The arrays of the index, by name in ARRAYS. Raises UserError where the model gives NaN or infinity."""
     settings, model, device = encoder.settings, encoder.model, encoder.device
-    data = load_prepared(settings.work_folder, settings.model.text.max_words)
+    data = load_pairs(settings.work_folder, settings.features_folder, settings.model.text, device)
     numbers, first_pairs = np.unique(data.images.of_pair, return_index=True)
     by_pair = np.argsort(first_pairs, kind="stable")
     numbers, first_pairs = numbers[by_pair], first_pairs[by_pair]
-    with_words = np.flatnonzero(np.diff(data.offsets) > 0)
-    print(f"indexing {len(numbers):,} images and {len(with_words):,} texts")
+    texts = np.flatnonzero(np.diff(data.offsets) > 0) if data.inputs is None else np.arange(len(data.image_ids))
+    print(f"indexing {len(numbers):,} images and {len(texts):,} texts")
     source = image_source(settings, data, device, for_one_pass=True)
     size, precision = settings.evaluation.batch_size, settings.training.precision
     images = embed_images(model, source, numbers, size, precision, device).cpu().numpy()
@@ -129,9 +130,9 @@ def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
         images, first_pairs = images[readable], first_pairs[readable]
     arrays = {
         "images": images,
-        "texts": embed_texts(model.texts, data, with_words, size, precision, device).cpu().numpy(),
+        "texts": embed_texts(model.texts, data.read, texts, size, precision, device).cpu().numpy(),
         "image_pairs": first_pairs.astype(np.int64),
-        "text_pairs": with_words.astype(np.int64),
+        "text_pairs": texts.astype(np.int64),
     }
     for kind in ("images", "texts"):
         if not np.isfinite(arrays[kind]).all():

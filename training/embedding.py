@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets import Prepared, WordSequences
+from datasets import Prepared, TextInputs
 from images.loading import ImageSource, demand_readable
 from models import TwoStream
 from pipeline.devices import autocast
@@ -30,7 +30,7 @@ def embed_pairs(
     """
     numbers, image_of_row = np.unique(data.images.of_pair[rows], return_inverse=True)
     x = embed_images(model, images, numbers, size, precision, device)
-    y = embed_texts(model.texts, data, rows, size, precision, device)
+    y = embed_texts(model.texts, data.read, rows, size, precision, device)
     return x[torch.from_numpy(image_of_row).to(device)], y
 
 
@@ -61,17 +61,18 @@ def embed_images(
 
 @torch.no_grad()
 def embed_texts(
-    encoder: nn.Module, data: WordSequences, rows: np.ndarray, size: int, precision: str, device: torch.device
+    encoder: nn.Module, data: TextInputs, rows: np.ndarray, size: int, precision: str, device: torch.device
 ) -> Tensor:
     """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the texts `rows` (R,), each with a word, `size` in a batch.
 
-    `encoder` is a text encoder, from words (B, L) and lengths (B,). Texts of the same words are encoded once.
+    `encoder` is a text encoder, from words (B, L) and lengths (B,), or from vectors (B, F). Equal texts are encoded
+    once.
     """
     encoder.eval()
     first, of_row = distinct_texts(data, rows)
     rows = rows[first]
     # Texts of like length share a batch, which leaves little padding.
-    by_length = np.argsort(np.diff(data.offsets)[rows], kind="stable")
+    by_length = np.argsort(data.lengths(rows), kind="stable")
     y = []
     for start in tqdm(range(0, len(rows), size), desc="texts", unit="batch", leave=False, disable=None):
         tokens, lengths = data.texts(rows[by_length[start : start + size]])
@@ -81,17 +82,16 @@ def embed_texts(
     return torch.cat(y)[torch.from_numpy(in_order).to(device)]
 
 
-def distinct_texts(data: WordSequences, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct word sequences among the texts `rows` (R,), as the model reads them.
+def distinct_texts(data: TextInputs, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct texts among `rows` (R,), as the model reads them.
 
-    Returns the place in `rows` of the first of each (U,), ascending, and the number of each row's sequence (R,).
+    Returns the place in `rows` of the first of each (U,), ascending, and the number of each row's text (R,).
     """
-    starts, ends = data.bounds(rows)
     places: dict[bytes, int] = {}
     first: list[int] = []
     of_row = np.empty(len(rows), dtype=np.int64)
-    for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        of_row[place] = number = places.setdefault(data.tokens[start:end].tobytes(), len(first))
+    for place, content in enumerate(data.contents(rows)):
+        of_row[place] = number = places.setdefault(content, len(first))
         if number == len(first):
             first.append(place)
     return np.array(first, dtype=np.int64), of_row

@@ -7,13 +7,13 @@
 Texts and images are prepared as in training. `encode.py` does the same from a shell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from datasets import WordSequences
+from datasets import TextInputs, WordSequences
 from images.files import UnreadableImage
 from images.loading import ImageFiles, PixelSource
 from pipeline.devices import choose_device, use_precision
@@ -24,7 +24,7 @@ from pipeline.schema import Settings
 from pipeline.steps import EXTRACT_DOC2VEC, stamp_path
 from text_space.tokenizer import load_tokenizer, read_vocabulary, to_indices
 from training.embedding import embed_images, embed_texts
-from training.runs import load_model, read_run
+from training.runs import encoder_inputs, load_model, read_run
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -46,9 +46,9 @@ def settings_of_finished_run(run: Path, device: Device = "auto") -> Settings:
     expected = {name: inputs[name] for name in MODEL_INPUTS}
     expected |= {name: read_json(stamp_path(EXTRACT_DOC2VEC, settings))["inputs"][name] for name in vocabulary}
     paths = {name: settings.work_folder / name for name in expected}
-    weights = "file model.image.weights"
-    if weights in inputs:
-        expected[weights], paths[weights] = inputs[weights], Path(settings.model.image.weights)
+    for name, value in encoder_inputs(settings.model).items():
+        if inputs.get(name, value) != value:
+            raise UserError(f"{run} was trained on another {name}; train it again with --overwrite")
     for name, value in expected.items():
         if not paths[name].is_file():
             raise UserError(
@@ -79,6 +79,8 @@ class RunEncoder:
         self.model = load_model(self.run, self.settings.model, self.settings.seed, self.device)
         self.tokenizer = load_tokenizer(self.settings.work_folder, self.settings.text, self.settings.dataset.language)
         self.vocabulary = read_vocabulary(self.settings.work_folder / "doc2vec" / "vocabulary.txt")
+        self.new_inputs = getattr(type(self.model.texts), "new_inputs", None)
+        """Gives what a text encoder reads that reads no words of the vocabulary; None for those that do."""
         self._batches = (self.settings.evaluation.batch_size, self.settings.training.precision, self.device)
         model = self.settings.model
         several = (model.pvse.embeddings,) if model.pvse.embeddings else ()
@@ -95,9 +97,13 @@ class RunEncoder:
         """Embeddings of N texts, and what is wrong with some of them.
 
         Returns:
-            vectors: (N, D), or (N, K, D) with PVSE, float32 unit vectors. A text without a known word has a NaN row.
+            vectors: (N, D), or (N, K, D) with PVSE, float32 unit vectors. A text without a known word has a NaN row;
+                for a sentence encoder one without a character.
             problems: the reason for each NaN row, by row number.
         """
+        if self.new_inputs:
+            inputs, problems = self.new_inputs(texts, self.settings.model.text, self.device)
+            return self._embedded(inputs, len(texts), problems), problems
         words = [self.tokenizer.words(text) for text in texts]
         numbers = [to_indices(of_text, self.vocabulary) for of_text in words]
         lengths = np.array([len(of_text) for of_text in numbers], dtype=np.int64)
@@ -106,11 +112,16 @@ class RunEncoder:
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             max_words=self.settings.model.text.max_words,
         )
-        vectors = np.full((len(texts), *self.shape), np.nan, dtype=np.float32)
-        if len(usable := np.flatnonzero(lengths)):
-            vectors[usable] = embed_texts(self.model.texts, sequences, usable, *self._batches).cpu().numpy()
         unknown, no_word = "no word of it is in the vocabulary", "it has only stop words and short words"
-        return vectors, {int(row): unknown if words[row] else no_word for row in np.flatnonzero(lengths == 0)}
+        problems = {int(row): unknown if words[row] else no_word for row in np.flatnonzero(lengths == 0)}
+        return self._embedded(sequences, len(texts), problems), problems
+
+    def _embedded(self, inputs: TextInputs, count: int, problems: Collection[int]) -> np.ndarray:
+        vectors = np.full((count, *self.shape), np.nan, dtype=np.float32)
+        usable = np.array([row for row in range(count) if row not in problems], dtype=np.int64)
+        if len(usable):
+            vectors[usable] = embed_texts(self.model.texts, inputs, usable, *self._batches).cpu().numpy()
+        return vectors
 
     def images(
         self, paths: Sequence[Path | str], *, workers: int = 0, max_pixels: int | None = None

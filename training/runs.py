@@ -22,7 +22,8 @@ from pipeline.files import (
     write_text,
 )
 from pipeline.pairs import load_images
-from pipeline.schema import RUN, ImageEncoder, Model, Settings
+from pipeline.registry import TEXT_ENCODERS
+from pipeline.schema import RUN, Model, Settings
 from pipeline.settings import RETIRED, checked_tree, flatten, load_settings, mistakes, names_shaping
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, Step, output_paths
 from pipeline.work import Work
@@ -113,14 +114,24 @@ def run_inputs(settings: Settings, weights: Weights) -> dict[str, str]:
     return {str(path.relative_to(settings.work_folder)): fingerprint(path) for path in paths}
 
 
-def image_inputs(work: Path, encoder: ImageEncoder) -> dict[str, str]:
-    """Fingerprints of what a run is trained on outside WORK: image files, and a file with the backbone's weights.
+def outside_inputs(work: Path, model: Model) -> dict[str, str]:
+    """Fingerprints of what a run is trained on outside WORK: image files, and what its encoders are made from.
 
     Raises UserError where one is missing.
     """
-    found = {"set of image files": images_digest(load_images(work))}
-    if encoder.weights not in ("imagenet", "none"):
-        found["file model.image.weights"] = weights_digest(encoder.weights)
+    return {"set of image files": images_digest(load_images(work)), **encoder_inputs(model)}
+
+
+def encoder_inputs(model: Model) -> dict[str, str]:
+    """Fingerprints of the files with the encoders' weights or vectors, by name.
+
+    Raises UserError where one is missing.
+    """
+    found = {}
+    if model.image.weights not in ("imagenet", "none"):
+        found["file model.image.weights"] = weights_digest(model.image.weights)
+    if of_text := getattr(TEXT_ENCODERS.load(model.text.encoder), "fingerprint", None):
+        found["model.text.encoder"] = of_text(model.text)
     return found
 
 
@@ -139,7 +150,7 @@ def what_changed_since(run: Path, settings: Settings, *, force: bool = False) ->
     if (run / "inputs.json").exists():
         trained_on, there = read_json(run / "inputs.json"), run_inputs(settings, weights)
         if trained_on.keys() - there.keys():  # runs of earlier versions do not name the images
-            there |= image_inputs(settings.work_folder, settings.model.image)
+            there |= outside_inputs(settings.work_folder, settings.model)
         for name, value in trained_on.items():
             if there.get(name) != value and not (force and name.startswith(NOT_READ_BY_A_MODEL)):
                 return f"on another {name}"
@@ -163,7 +174,7 @@ def start_run(run: Path, settings: Settings, weights: Weights, *, resume: bool) 
     """
     if not (run / "config.yaml").exists():
         clear_run(run)
-        outside = image_inputs(settings.work_folder, settings.model.image)
+        outside = outside_inputs(settings.work_folder, settings.model)
         write_json(run / "inputs.json", run_inputs(settings, weights) | outside)
         tree = {"weights": asdict(weights), **settings.model_dump()}
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

@@ -188,7 +188,7 @@ class Trainer:
         images: those of `image_request`, of this process's share. Each process encodes its share. The embeddings are
         then joined, and every process computes the loss of the whole batch.
         """
-        tokens, lengths = self.data.texts(self.text_rows(self.share(batch)))
+        tokens, lengths = self.data.read.texts(self.text_rows(self.share(batch)))
         sizes, has_residuals = distributed.shares(len(batch.rows)), isinstance(self.model, PVSE)
         options: dict[str, Any] = {"residuals": True} if has_residuals else {}
         if self.training.passes == "two" and self.model.images.trainable and self.objective.with_neighbor_images:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from datasets import Prepared, load_prepared
+from datasets import Prepared
 from images.loading import ImageSource
 from models import build_model
 from pipeline.devices import choose_device
@@ -27,6 +27,7 @@ from pipeline.settings import flatten
 from pipeline.work import Work
 from training.image_sources import image_source
 from training.runs import OF_A_RUN, Weights, run_inputs
+from training.text_streams import load_pairs
 from training.trainer import build_trainer
 
 SEARCHES = {"baseline": ("sym",), "method": ("sym", "img", "text")}
@@ -55,10 +56,8 @@ def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
         study.tell(cut_short.number, state=TrialState.FAIL)
     trials = settings.tuning.trials
     if (done := len(study.get_trials(states=FINISHED))) < trials:
-        data, device = (
-            load_prepared(settings.work_folder, settings.model.text.max_words),
-            choose_device(settings.training.device),
-        )
+        device = choose_device(settings.training.device)
+        data = load_pairs(settings.work_folder, settings.features_folder, settings.model.text, device)
         images = image_source(settings, data, device)
         paper = dict(zip(("sym", "img", "text"), TRIPLET if settings.loss.base == "triplet" else ANGULAR, strict=True))
         with tqdm(total=trials, initial=done, desc=folder.name, unit="trial", disable=None) as progress:
