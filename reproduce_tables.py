@@ -3,11 +3,12 @@
     python reproduce_tables.py --config configs/web_news.yaml --seeds 5 --tables 1 3 4 --out results/web_news
 
 A seed varies all that is random: the split where none is published, Doc2Vec, initialisation, batches. Methods of one
-seed share steps 0 to 3; all seeds share the cached image features. Tables 1 to 4 are the paper's, 5 to 7 ours:
+seed share steps 0 to 3; all seeds share the cached image features. Tables 1 to 4 are the paper's, 5 to 8 ours:
 
 - 5: fine-grained labels (Xu et al. 2019);
 - 6: weights searched on each seed's validation split (tune_loss_weights.py);
-- 7: neighborhood batches.
+- 7: neighborhood batches;
+- 8: a sentence encoder (--sentences) as text stream and as space of the neighbors.
 
 Any setting can be given; it holds for every method. Finished runs are reused, so a stopped call resumes when repeated.
 Writes OUT/tableN.md and OUT/tableN.json, and the output of the other scripts to WORK-tables.log.
@@ -53,6 +54,8 @@ class Request:
     out: Path
     shared: list[str]
     """Flags that hold for every method and seed."""
+    sentences: str = "all-MiniLM-L6-v2"
+    """The sentence encoder of table 8."""
 
     @property
     def dataset(self) -> str:
@@ -64,7 +67,7 @@ class Request:
         return f"python reproduce_tables.py {shlex.join(without(self.argv, dict.fromkeys(PLACES, 1)))}"
 
 
-PLACES = ("--dataset.root", "--work", "--features", "--out")
+PLACES = ("--dataset.root", "--work", "--features", "--out", "--sentences")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,6 +87,12 @@ def read_request(argv: list[str]) -> Request:
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds; they are 0, 1, 2 ...")
     parser.add_argument("--tables", type=int, nargs="+", default=OF_THE_PAPER, help="tables to fill (default: 1 2 3 4)")
     parser.add_argument("--methods", nargs="+", help="only these rows, by name, such as OURS (default: all)")
+    parser.add_argument(
+        "--sentences",
+        default=Request.sentences,
+        metavar="NAME_OR_FOLDER",
+        help=f"sentence encoder of table 8 (default: {Request.sentences})",
+    )
     parser.add_argument("--out", type=Path, help="folder of the tables (default: results/<dataset.name>)")
     settings, _, arguments = parse_settings(parser, argv)
     if arguments.seeds < 1:
@@ -96,7 +105,7 @@ def read_request(argv: list[str]) -> Request:
         raise UserError(f"no row is called {min(unknown)}; --methods takes some of {[m.name for m in methods]}")
 
     own = {"--tables": len(arguments.tables), "--methods": len(arguments.methods or ())}
-    shared = without(argv, {"--seeds": 1, "--out": 1, "--seed": 1, "--work": 1, **own})
+    shared = without(argv, {"--seeds": 1, "--out": 1, "--seed": 1, "--work": 1, "--sentences": 1, **own})
     if settings.dataset.source == "openclipart" and not settings.dataset.root:
         published = openclipart(settings.dataset, Work(settings.work_folder).published, settings.seed)
         shared += ["--dataset.root", str(published.root)]  # fetched once, for all seeds
@@ -108,6 +117,7 @@ def read_request(argv: list[str]) -> Request:
         [method for method in methods if not arguments.methods or method.name in arguments.methods],
         arguments.out or Path("results") / settings.work_folder.name,
         shared,
+        arguments.sentences,
     )
 
 
@@ -216,7 +226,8 @@ def trained(request: Request, method: Method, seed: int) -> Path | None:
     settings = request.settings
     work = settings.work_folder.with_name(f"{settings.work_folder.name}-seed={seed}")
     base = [*request.shared, "--seed", str(seed), "--work", str(work), "--features", str(settings.features_folder)]
-    base += [word for name, value in method.settings.items() for word in (f"--{name}", value)]
+    for name, value in method.settings.items():
+        base += [f"--{name}", value.format(sentences=request.sentences)]
     prepare_dataset.main(base)
     if method.several_texts and not several_texts(work):
         return None

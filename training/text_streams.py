@@ -108,7 +108,7 @@ class SentenceEncoder(VectorEncoder):
     def pair_inputs(
         texts: Sequence[str], settings: schema.TextEncoder, features: Path, device: torch.device
     ) -> TextInputs:
-        """The encoder's vectors of all pairs' texts, cached in the folder `features`; its tokens if it is fine-tuned."""
+        """Vectors of all pairs' texts, cached in the folder `features`; the encoder's tokens where it is fine-tuned."""
         folder = encoder_folder(argument(settings.encoder), SETTING)
         return (
             _tokens(folder, texts)
