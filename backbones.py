@@ -1,30 +1,27 @@
 """Image backbones: classification networks without their classifier, by name.
 
-To add one, write a function that returns a `Network`, and name it in BACKBONES. Torchvision's models need no entry.
+To add one, write a function that returns a `Network`, and name it in BACKBONES. Torchvision's models need no entry, nor
+those of the libraries in LIBRARIES, whose names follow a colon: `timm:NAME`, `open_clip:NAME/PRETRAINED`.
 """
 
 import argparse
 import contextlib
+import functools
+import hashlib
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from images.networks import LIBRARIES, Network, stated_input
 from pipeline.errors import UserError
-
-
-class Network(NamedTuple):
-    """A network that ends in a linear classifier, and how its pixels are normalised."""
-
-    module: nn.Module
-    mean: tuple[float, float, float]
-    """Of red, green and blue in [0, 1]."""
-    std: tuple[float, float, float]
+from pipeline.given_arrays import read_given
+from pipeline.registry import argument
 
 
 def xavier_(module: nn.Module) -> None:
@@ -46,8 +43,8 @@ class Backbone(nn.Module):
     """A classification network without its classifier: normalised pixels to pooled features.
 
     Args:
-        name: a name of BACKBONES, or a torchvision classification model with a linear classifier.
-        weights: `imagenet`, `none` (Xavier), or the path of a state dict of this architecture.
+        name: a name of BACKBONES, a torchvision classification model with a linear classifier, or a model of a library.
+        weights: `imagenet` (pretrained), `none` (Xavier), or the path of a state dict of this architecture.
 
     Attributes:
         features: number of features F that come out.
@@ -62,19 +59,17 @@ class Backbone(nn.Module):
     def __init__(self, name: str, weights: str) -> None:
         super().__init__()
         self.name = name
-        network, mean, std = BACKBONES[name](weights) if name in BACKBONES else _torchvision_model(name, weights)
+        library, _, named = name.rpartition(":")
+        if library in LIBRARIES:
+            built = LIBRARIES[library].network(named, weights)
+        else:
+            built = BACKBONES[name](weights) if name in BACKBONES else _torchvision_model(name, weights)
+        network, mean, std, classifiers, without = built
         if weights == "none":
             xavier_(network)
         elif weights != "imagenet":
-            load_weights(network, Path(weights))
-        linear = [path for path, part in network.named_modules() if isinstance(part, nn.Linear)]
-        if not linear:
-            raise UserError(f"model.image.backbone {name} has no linear classifier to take off; choose another")
-        parent, _, child = linear[-1].rpartition(".")
-        classifier = network.get_submodule(linear[-1])
-        assert isinstance(classifier, nn.Linear)
-        self.features = classifier.in_features
-        setattr(network.get_submodule(parent), child, nn.Identity())
+            load_weights(network, Path(weights), classifiers)
+        self.features = without() if without else _take_off_classifier(network, name)
         self.network = network.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
@@ -93,11 +88,11 @@ class Backbone(nn.Module):
         mode = self.training
         try:
             self.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.mean.device))
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # timm asserts
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"model.image.size {size} does not fit model.image.backbone {self.name} ({reason}); choose another, "
-                "such as 224"
+                f"such as {stated_input(self.name).size}"
             ) from None
         finally:
             self.train(mode)
@@ -136,6 +131,58 @@ def _answers_awaited(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+class GivenFeatures(nn.Module):
+    """In a backbone's place: the file `features:FILE.npy`, whose features are read and not computed.
+
+    Raises UserError where the file cannot be read, and where pixels are to be encoded.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.features = int(read_given(Path(argument(name)), "model.image.backbone").shape[1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raises UserError: there is no network."""
+        raise UserError(f"model.image.backbone {self.name} has features of the dataset's images and of no others")
+
+    feature_map = local_features = forward
+
+    def demand_size(self, size: int) -> None:
+        """Any size is good."""
+
+
+def build_backbone(name: str, weights: str) -> Backbone | GivenFeatures:
+    """The backbone of that name. Raises UserError where it cannot be had."""
+    return GivenFeatures(name) if is_given(name) else Backbone(name, weights)
+
+
+def is_given(name: str) -> bool:
+    """Whether a backbone is a file of features."""
+    return name.startswith("features:")
+
+
+@functools.cache
+def pretrained_digest(name: str) -> str:
+    """A digest of the weights that a library gives a backbone."""
+    digest = hashlib.sha256()
+    for key, value in sorted(Backbone(name, "imagenet").network.state_dict().items()):
+        digest.update(key.encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _take_off_classifier(network: nn.Module, name: str) -> int:
+    """Put the identity in the place of the last linear layer. Returns the number of features that it read."""
+    linear = [path for path, part in network.named_modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        raise UserError(f"model.image.backbone {name} has no linear classifier to take off; choose another")
+    parent, _, child = linear[-1].rpartition(".")
+    classifier = network.get_submodule(linear[-1])
+    assert isinstance(classifier, nn.Linear)
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return classifier.in_features
 
 
 def _torchvision_model(name: str, weights: str) -> Network:
@@ -186,20 +233,22 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "network")
 """Keys under which publishers keep a state dict, beside epochs and options."""
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a state dict as its publisher wrapped it, all of it but a classifier of another size.
+def load_weights(network: nn.Module, path: Path, classifiers: tuple[str, ...] | None = None) -> None:
+    """Load a state dict as its publisher wrapped it, all of it but classifiers of another size.
 
-    Prefixes of the names such as `module.` are taken off. Raises UserError where the file cannot be read, holds code,
-    or does not fit.
+    classifiers: their names; None for the last linear layer. Prefixes of the names such as `module.` are taken off.
+    Raises UserError where the file cannot be read, holds code, or does not fit.
     """
     own = network.state_dict()
-    classifier = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+    if classifiers is None:
+        classifiers = ([name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1],)
+    of_classifier = tuple(f"{name}." for name in classifiers)
     try:
         state = _without_prefix(_read_state(path), own)
         fitting = {
             name: value
             for name, value in state.items()
-            if not (name.startswith(classifier) and (name not in own or own[name].shape != value.shape))
+            if not (name.startswith(of_classifier) and (name not in own or own[name].shape != value.shape))
         }
         missing, unexpected = network.load_state_dict(fitting, strict=False)
     except UserError:
@@ -209,7 +258,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
             f"cannot load model.image.weights {path}: {_reason(error)}; give a state dict of this backbone"
         ) from None
     counters = [name for name in missing if not name.endswith("num_batches_tracked")]  # PyTorch had none before 0.4.1
-    if wrong := [name for name in (*counters, *unexpected) if not name.startswith(classifier)]:
+    if wrong := [name for name in (*counters, *unexpected) if not name.startswith(of_classifier)]:
         raise UserError(f"model.image.weights {path} does not fit this backbone: {wrong[0]} is missing or unknown")
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import Backbone, xavier_
+from backbones import build_backbone, xavier_
+from images.networks import input_of
 from pipeline import schema
 from pipeline.devices import to_device
 from pipeline.errors import UserError
@@ -26,8 +27,8 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, settings: schema.ImageEncoder, dimensions: int) -> None:
         super().__init__()
-        self.backbone = Backbone(settings.backbone, settings.weights)
-        self.backbone.demand_size(settings.size)
+        self.backbone = build_backbone(settings.backbone, settings.weights)
+        self.backbone.demand_size(input_of(settings).size)
         self.trainable = settings.trainable
         self.backbone.requires_grad_(self.trainable)
         self.project = nn.Linear(self.backbone.features, dimensions)
@@ -44,7 +45,7 @@ class ImageEncoder(nn.Module):
         if images.dim() == 4:
             with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
                 images = self.backbone(images)
-        return F.normalize(self.project(images).float(), dim=1)
+        return F.normalize(self.project(images.to(self.project.weight.dtype)).float(), dim=1)
 
 
 class WordEmbeddings(nn.Embedding):
@@ -303,7 +304,7 @@ class PVSEImageEncoder(ImageEncoder):
 
     def __init__(self, settings: schema.ImageEncoder, dimensions: int, embeddings: int, dropout: float = 0.0) -> None:
         super().__init__(settings, dimensions)
-        self._require_pooled_map(settings.size)
+        self._require_pooled_map(input_of(settings).size)
         self.dropout = nn.Dropout(dropout)
         self.pie = PIENet(embeddings, self.backbone.features, dimensions, dropout)
 

@@ -52,16 +52,19 @@ class UnreadableImage(ValueError):
         return type(self), (str(self), self.kind)
 
 
-def load_image(path: Path | str, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    path: Path | str, size: int | None = None, max_pixels: int = MAX_PIXELS, interpolation: str = "bilinear"
+) -> Image.Image:
     """The image as RGB and upright. Transparent parts are white. Of an animation it is the first frame.
 
-    With `size` it is resized to size x size pixels without cropping (the paper, Sec. 3.3). Each pixel is within one
-    level of torchvision's `resize(..., antialias=True)` of the whole image. Memory: what Pillow needs to decode the
-    file (1 byte a pixel for palettes and greys, else 4), and at most 131,072 bytes times `size`.
+    With `size` it is resized to size x size pixels without cropping (the paper, Sec. 3.3), by an interpolation of
+    Pillow's such as bicubic. Each pixel is within one level of torchvision's `resize(..., antialias=True)` of the whole
+    image. Memory: what Pillow needs to decode the file (1 byte a pixel for palettes and greys, else 4), and at most
+    131,072 bytes times `size`.
     Raises UnreadableImage.
     """
     with _opened(path, max_pixels) as image:
-        return _decoded(image, size)
+        return _decoded(image, size, interpolation=interpolation)
 
 
 def load_thumbnail(path: Path | str, longest: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -99,7 +102,9 @@ def check_image(
     return None
 
 
-def _decoded(image: Image.Image, size: int | None, *, draft: bool = False) -> Image.Image:
+def _decoded(
+    image: Image.Image, size: int | None, *, draft: bool = False, interpolation: str = "bilinear"
+) -> Image.Image:
     """An opened image as RGB, upright, on white, and resized to size x size pixels where `size` is given.
 
     The pixels are those of Pillow's resize of the whole image, which torchvision's Resize calls, unless a side has more
@@ -111,6 +116,7 @@ def _decoded(image: Image.Image, size: int | None, *, draft: bool = False) -> Im
     image.load()
     width, height = image.size
     black, white = _grey_range(image)
+    resampling = Image.Resampling[interpolation.upper()]
     columns = width if size is None else size
     across, down = (1, 1) if size is None else (max(1, width // LONGEST), max(1, height // LONGEST))
     whole = Image.new("RGB", (columns, -(-height // down)))
@@ -119,9 +125,9 @@ def _decoded(image: Image.Image, size: int | None, *, draft: bool = False) -> Im
         strip = _on_white(image.crop((0, top, width, min(top + rows, height))), black, white).reduce((across, down))
         # The last column and row of a reduced image may stand for fewer than a whole block: the box is a part of it.
         box = (0, 0, width / across, strip.height)
-        whole.paste(strip.resize((columns, strip.height), Image.Resampling.BILINEAR, box), (0, top // down))
+        whole.paste(strip.resize((columns, strip.height), resampling, box), (0, top // down))
     if size is not None:
-        whole = whole.resize((size, size), Image.Resampling.BILINEAR, (0, 0, size, height / down))
+        whole = whole.resize((size, size), resampling, (0, 0, size, height / down))
     return _upright(whole, _orientation(image))
 
 

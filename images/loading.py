@@ -43,8 +43,10 @@ class ImageFiles(Dataset[tuple[Tensor, dict[int, str]]]):
         size: int,
         max_pixels: int,
         describe: Callable[[Path, UnreadableImage], str] = no_longer_readable,
+        interpolation: str = "bilinear",
     ) -> None:
         self.images, self.size, self.max_pixels, self.describe = images, size, max_pixels, describe
+        self.interpolation = interpolation
         self.unreadable: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -60,7 +62,7 @@ class ImageFiles(Dataset[tuple[Tensor, dict[int, str]]]):
         for line, number in enumerate(numbers):
             path = self.images.root / self.images.paths[number]
             try:
-                pixels[line] = np.asarray(load_image(path, size=self.size, max_pixels=self.max_pixels))
+                pixels[line] = np.asarray(load_image(path, self.size, self.max_pixels, self.interpolation))
             except UnreadableImage as error:
                 unreadable[number] = self.describe(path, error)
         return _channels_first(pixels), unreadable

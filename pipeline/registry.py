@@ -5,8 +5,10 @@ know all names while no script imports what it does not run. To add one, write t
 """
 
 import importlib
-import os
 from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.home import expanded
 
 
 class Registry(dict[str, str]):
@@ -37,8 +39,14 @@ def is_kind(value: object, wanted: object) -> bool:
 
 
 def argument(value: str) -> str:
-    """What stands behind the colon of a value such as `features:FILE.npy`, `~` and `$VARIABLES` expanded."""
-    return os.path.expanduser(os.path.expandvars(value.partition(":")[2]))
+    """What stands behind the colon of a value such as `features:FILE.npy`, with `~` and `$VARIABLE` replaced.
+
+    Raises UserError where they stand for nothing.
+    """
+    try:
+        return expanded(value.partition(":")[2])
+    except ValueError as error:
+        raise UserError(f"{value} must name {error}") from None
 
 
 READERS = Registry(

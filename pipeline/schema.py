@@ -60,6 +60,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[^./\x00][^/\x00]*$")]
 PathText = Annotated[str, Field(pattern=r"^[^\x00]*$"), AfterValidator(expanded)]
+Backbone = Annotated[str, Field(pattern=r"^([^./\x00][^/\x00]*|(timm|open_clip|features):[^\x00]+)$")]
 
 
 class Section(BaseModel):
@@ -219,16 +220,18 @@ class Neighbors(Section):
 class ImageEncoder(Section):
     """The image stream."""
 
-    backbone: Annotated[Name, Shapes(RUN, IMAGE_FEATURES)] = "resnet50"
-    """A torchvision classification model by name, or efficientnet_lite0."""
+    backbone: Annotated[Backbone, Shapes(RUN, IMAGE_FEATURES)] = "resnet50"
+    """A torchvision classification model by name; efficientnet_lite0; timm:NAME; open_clip:NAME/PRETRAINED;
+    or features:FILE.npy, a row for each line of images.txt beside it."""
     weights: Annotated[PathText, Shapes(RUN, IMAGE_FEATURES)] = "imagenet"
-    """imagenet (downloaded by torchvision, in its package for efficientnet_lite0), none (Xavier), or a file's path."""
+    """imagenet (pretrained, as the backbone's library downloads them, in its package for efficientnet_lite0), none
+    (Xavier), or a file's path."""
     trainable: bool = True
     """Fine-tune the backbone; false freezes it in eval mode."""
     cache_features: Annotated[bool, ReadWhen("model.image.trainable", False)] = True
     """With a frozen backbone: compute its features once, of each image and its mirror image."""
-    size: Annotated[Count, Shapes(RUN, IMAGE_FEATURES)] = 224
-    """Images are resized to size x size, without cropping."""
+    size: Annotated[Count | None, Shapes(RUN, IMAGE_FEATURES)] = 224
+    """Images are resized to size x size, without cropping; null takes the size that timm or open_clip states."""
 
 
 class TextEncoder(Section):

@@ -13,9 +13,11 @@ from typing import Literal
 
 import numpy as np
 
+from backbones import is_given
 from datasets import TextInputs, WordSequences
 from images.files import UnreadableImage
 from images.loading import ImageFiles, PixelSource
+from images.networks import input_of
 from pipeline.devices import choose_device, use_precision
 from pipeline.errors import UserError
 from pipeline.files import demand_undamaged, fingerprint, read_json
@@ -140,10 +142,15 @@ class RunEncoder:
         vectors = np.full((len(paths), *self.shape), np.nan, dtype=np.float32)
         if not paths:
             return vectors, {}
+        image = self.settings.model.image
+        if is_given(image.backbone):
+            why = f"model.image.backbone {image.backbone} has features of the dataset's images and of no others"
+            return vectors, dict.fromkeys(range(len(paths)), why)
         limit = self.settings.dataset.max_pixels if max_pixels is None else max_pixels
         numbers = np.arange(len(paths))
         images = Images([str(path) for path in paths], numbers, Path())
-        files = ImageFiles(images, self.settings.model.image.size, limit, _why_unreadable)
+        size, interpolation = input_of(image)
+        files = ImageFiles(images, size, limit, _why_unreadable, interpolation)
         source = PixelSource(files, workers, self.device)
         vectors[:] = embed_images(self.model, source, numbers, *self._batches).cpu().numpy()
         vectors[list(source.unreadable)] = np.nan

@@ -8,18 +8,22 @@ import torch
 from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
-from backbones import Backbone
+from backbones import build_backbone, is_given, pretrained_digest
 from datasets import Prepared
 from images.checked_rows import CheckedRows, row_checksums
+from images.given_features import given_features, list_of
 from images.loading import CachedImages, FeatureSource, ImageFiles, ImageSource, PixelSource, demand_readable
+from images.networks import LIBRARIES, input_of
 from images.pixel_cache import Kind, PixelCache, cache_folder, is_finished, kind_of_cache, open_pixel_cache, room_gb
 from images.tar_members import file_of
 from models import seeded
 from pipeline.devices import autocast
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, open_array, read_array, read_json, write_array, write_json, written_whole
+from pipeline.given_arrays import read_given
 from pipeline.pairs import Images
 from pipeline.processes import cores
+from pipeline.registry import argument
 from pipeline.schema import ImageEncoder, Settings
 from pipeline.steps import versions
 
@@ -34,7 +38,8 @@ def features_path(settings: Settings, *, local: bool = False) -> Path:
     encoder = settings.model.image
     weights = Path(encoder.weights).stem if encoder.weights not in ("imagenet", "none") else encoder.weights
     seed = f"-seed={settings.seed}" if encoder.weights == "none" else ""
-    name = f"{encoder.backbone}-{weights}-{encoder.size}-{settings.training.precision}{seed}"
+    backbone = encoder.backbone.replace(":", "_").replace("/", "_")
+    name = f"{backbone}-{weights}-{input_of(encoder).size}-{settings.training.precision}{seed}"
     return settings.features_folder / name / ("local_features.npy" if local else "features.npy")
 
 
@@ -50,8 +55,18 @@ def images_digest(images: Images) -> str:
     return digest.hexdigest()
 
 
-def weights_digest(weights: str) -> str:
-    """`imagenet`, `none`, or the fingerprint of a file. Raises UserError where the file cannot be read."""
+def weights_digest(encoder: ImageEncoder) -> str:
+    """`none`, torchvision's `imagenet`, or a digest of a library's weights, of a file's, or of the features in a file.
+
+    Raises UserError where they cannot be read.
+    """
+    backbone, weights = encoder.backbone, encoder.weights
+    if is_given(backbone):
+        path = Path(argument(backbone))
+        read_given(path, "model.image.backbone")
+        return f"{fingerprint(path)} {fingerprint(list_of(path))}"
+    if weights == "imagenet" and backbone.partition(":")[0] in LIBRARIES:
+        return pretrained_digest(backbone)
     if weights in ("imagenet", "none"):
         return weights
     try:
@@ -65,13 +80,15 @@ def made_from(encoder: ImageEncoder, seed: int, images: Images) -> dict[str, obj
 
     Weights that are drawn depend on `seed`. Raises UserError where an image or the file with the weights is missing.
     """
-    weights = weights_digest(encoder.weights)
+    weights = weights_digest(encoder)
     made: dict[str, object] = {
         "images": images_digest(images),
         "backbone": encoder.backbone,
         "weights": weights,
-        "size": encoder.size,
+        "size": input_of(encoder).size,
     }
+    if input_of(encoder).interpolation != "bilinear":
+        made["interpolation"] = input_of(encoder).interpolation
     return made | ({"seed": seed} if weights == "none" else {})
 
 
@@ -87,6 +104,9 @@ def cached_features(
     With `local` they are those of every place of the feature map, (I, 2, N, F) in float16: bfloat16 keeps fewer digits,
     and float32 would take a gigabyte for 2,000 images.
     """
+    if is_given(settings.model.image.backbone):
+        given = Path(argument(settings.model.image.backbone))
+        return CheckedRows(given_features(given, images), None, given.parent), {}
     path, inputs = features_path(settings, local=local), made_from(settings.model.image, settings.seed, images)
     stamp, checksums_path = path.with_suffix(".json"), path.with_suffix(".checksums.npy")
     if path.exists() and stamp.exists():
@@ -100,13 +120,12 @@ def cached_features(
     stamp.unlink(missing_ok=True)
 
     with seeded(settings.seed):
-        backbone = Backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
-    side = settings.model.image.size
+        backbone = build_backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
+    side, interpolation = input_of(settings.model.image)
     backbone.demand_size(side)
     count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
-    source = PixelSource(
-        ImageFiles(images, side, settings.dataset.max_pixels), worker_count(settings.training.workers), device
-    )
+    files = ImageFiles(images, side, settings.dataset.max_pixels, interpolation=interpolation)
+    source = PixelSource(files, worker_count(settings.training.workers), device)
     parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
     compute = backbone.local_features if local else backbone
     with autocast(settings.training.precision, device):
@@ -147,11 +166,14 @@ def pixel_cache(settings: Settings, images: Images, *, for_one_pass: bool = Fals
 
     For one pass no cache is made, and only an array of exact pixels is used.
     """
-    size, max_pixels, training = settings.model.image.size, settings.dataset.max_pixels, settings.training
+    size, interpolation = input_of(settings.model.image)
+    max_pixels, training = settings.dataset.max_pixels, settings.training
     parent, wanted = settings.features_folder, "raw" if for_one_pass else training.pixel_cache
     if wanted == "none" or (for_one_pass and not list(parent.glob(f"pixels-{size}-raw-*/pixels.json"))):
         return None
     inputs = {"images": images_digest(images), "max_pixels": max_pixels, "pillow": pillow_version}
+    if interpolation != "bilinear":
+        inputs["interpolation"] = interpolation
     kinds: tuple[Kind, ...] = ("raw", "jpeg")
     folders = {kind: cache_folder(parent, kind, size, inputs) for kind in kinds}
     finished = [kind for kind in folders if wanted in ("auto", kind) and is_finished(folders[kind])]
@@ -161,14 +183,14 @@ def pixel_cache(settings: Settings, images: Images, *, for_one_pass: bool = Fals
         return None
     else:
         limit = min(training.pixel_cache_gb, room_gb(parent, *folders.values()))
-        kind, gigabytes = kind_of_cache(wanted, images, size, max_pixels, limit)
+        kind, gigabytes = kind_of_cache(wanted, images, size, max_pixels, limit, interpolation)
     if kind == "none":
         print(
             f"{len(images.paths):,} images are decoded in each epoch: a pixel cache takes more than {limit:.3g} GB "
             f"(training.pixel_cache_gb, or what {parent} has room for)"
         )
         return None
-    return open_pixel_cache(folders[kind], kind, gigabytes, images, size, max_pixels, inputs)
+    return open_pixel_cache(folders[kind], kind, gigabytes, images, size, max_pixels, inputs, interpolation)
 
 
 def image_source(
@@ -184,7 +206,8 @@ def image_source(
         if cache:
             files = CachedImages(cache)
         else:
-            files = ImageFiles(data.images, settings.model.image.size, settings.dataset.max_pixels)
+            size, interpolation = input_of(settings.model.image)
+            files = ImageFiles(data.images, size, settings.dataset.max_pixels, interpolation=interpolation)
         return PixelSource(files, worker_count(settings.training.workers), device)
     local = settings.model.pvse.embeddings > 0
     features, unreadable = cached_features(settings, data.images, device, local=local)

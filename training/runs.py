@@ -127,9 +127,11 @@ def encoder_inputs(model: Model) -> dict[str, str]:
 
     Raises UserError where one is missing.
     """
-    found = {}
-    if model.image.weights not in ("imagenet", "none"):
-        found["file model.image.weights"] = weights_digest(model.image.weights)
+    found, digest = {}, weights_digest(model.image)
+    if ":" in model.image.backbone:
+        found["model.image.backbone"] = digest
+    elif digest not in ("imagenet", "none"):
+        found["file model.image.weights"] = digest
     if of_text := getattr(TEXT_ENCODERS.load(model.text.encoder), "fingerprint", None):
         found["model.text.encoder"] = of_text(model.text)
     return found
