@@ -146,6 +146,7 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
 
 def prepare(settings: Settings, weights: "Weights") -> "tuple[torch.device, Prepared, TwoStream]":
     """The device, the prepared data and the untrained model. Raises UserError where a step has to be run (again)."""
+    from images.networks import size_warning
     from models import build_model
     from pipeline.devices import be_deterministic, choose_device, use_precision
     from text_space.spaces import space_of
@@ -163,6 +164,8 @@ def prepare(settings: Settings, weights: "Weights") -> "tuple[torch.device, Prep
     use_precision(settings.training.precision)
     be_deterministic(settings.deterministic)
     data = load_pairs(settings.work_folder, settings.features_folder, settings.model.text, device)
+    if distributed.is_writer() and (warning := size_warning(settings.model.image)):
+        print(warning)
     demand_enough_pairs(settings.training.batch_size, settings.training.batches, len(data.rows["train"]))
     model = build_model(settings.model, read_array(Work(settings.work_folder).word_vectors), settings.seed)
     return device, data, model.to(device)

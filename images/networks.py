@@ -153,3 +153,14 @@ def input_of(encoder: ImageEncoder) -> Input:
     """How images are resized: to `model.image.size`, where that is null to the backbone's own."""
     stated = stated_input(encoder.backbone)
     return stated._replace(size=encoder.size or stated.size)
+
+
+def size_warning(encoder: ImageEncoder) -> str:
+    """That a library's weights were trained on images of another size; empty where they were not, or none are taken."""
+    stated = stated_input(encoder.backbone)
+    if encoder.backbone.partition(":")[0] not in LIBRARIES or encoder.weights == "none" or input_of(encoder) == stated:
+        return ""
+    return (
+        f"warning: model.image.backbone {encoder.backbone} was trained on images of {stated.size} x {stated.size}, and "
+        f"model.image.size is {encoder.size}; null takes its own"
+    )

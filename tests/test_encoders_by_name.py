@@ -17,7 +17,7 @@ import evaluate
 import train_cross_modal_retrieval_model as training
 from backbones import Backbone, pretrained_digest
 from images.files import load_image
-from images.networks import Input, input_of
+from images.networks import Input, input_of, size_warning
 from pipeline.errors import UserError
 from pipeline.files import read_array, read_json
 from pipeline.pairs import load_images
@@ -73,7 +73,11 @@ def test_size_and_interpolation_are_those_that_the_library_states(timm: Any, ope
         "resnet50": Input(224, "bilinear"),
     }
     assert {name: input_of(ImageEncoder(backbone=name, size=None)) for name in stated} == stated
-    assert input_of(ImageEncoder(backbone="open_clip:tiny", size=32)) == Input(32, "bicubic")
+    other = ImageEncoder(backbone="open_clip:tiny", size=32, weights="a.pt")
+    assert input_of(other) == Input(32, "bicubic")
+    assert "was trained on images of 48 x 48, and model.image.size is 32" in size_warning(other)
+    other.size = None
+    assert not size_warning(other) and not size_warning(ImageEncoder(backbone="resnet50", size=32))
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     expected = Image.fromarray(pixels).resize((20, 20), Image.Resampling.BICUBIC)
