@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import build_backbone, xavier_
+from images.backbones import build_backbone, xavier_
 from images.networks import input_of
 from pipeline import schema
 from pipeline.devices import to_device

@@ -95,6 +95,7 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
     from training import distributed, tensorboard_pages
     from training.image_sources import image_source
     from training.loop import train_until_finished
+    from training.portable import keep_encoder_files
     from training.runs import clear_run, run_name, start_run, what_changed_since
     from training.trainer import build_trainer
 
@@ -126,6 +127,7 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
         best["best_epoch"] = progress.best_epoch
         if distributed.is_writer():
             tensorboard_pages.write_hparams(run, weights, settings, config_file, best, progress.step)
+            keep_encoder_files(run, settings)
             write_json(
                 run / "run.json",
                 {

@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from timing import machine, print_table, synchronise  # noqa: E402
 
-from backbones import Backbone  # noqa: E402
 from datasets import load_prepared  # noqa: E402
+from images.backbones import Backbone  # noqa: E402
 from models import build_model  # noqa: E402
 from pipeline.command_line import run_script  # noqa: E402
 from pipeline.devices import autocast  # noqa: E402

@@ -38,6 +38,10 @@ class Row:
     """Kind and detail of why the row cannot be used."""
 
 
+TEXT_FILES = (".txt", ".xml", ".html", ".json")
+"""Endings of files whose content counts, where a correction may leave the size as it was."""
+
+
 @dataclass(frozen=True)
 class Published:
     """A dataset as it lies on disk: what a reader returns."""
@@ -49,7 +53,8 @@ class Published:
     lists: tuple[Path, ...]
     """Files that list the rows. They are watched by their content."""
     files: Callable[[], Iterable[Path | str]]
-    """All other files, as paths relative to the root. They are watched by size and time."""
+    """All other files, as paths relative to the root. Texts are watched by their content, images by their
+    size: neither by time, which copies do not keep."""
     articles: Callable[[Collection[str]], Iterator[str]] | None = None
     """Longer texts to train Doc2Vec on, given the image_ids of val and test: texts of these images are left out.
     None where there are no longer texts."""
@@ -59,8 +64,9 @@ class Published:
         digest = hashlib.sha256()
         for name in tqdm(self.files(), desc="looking for changes", unit="file", disable=None, delay=1):
             try:
-                status = os.stat(self.root / name)
-                seen = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                path = self.root / name
+                is_text = path.suffix.lower() in TEXT_FILES
+                seen = f"{name}\0{fingerprint(path) if is_text else os.stat(path).st_size}\n"
             except (OSError, ValueError):
                 seen = f"{name}\0missing\n"
             digest.update(seen.encode(errors="surrogatepass"))

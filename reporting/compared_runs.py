@@ -19,7 +19,7 @@ from pipeline.work import Work
 from reporting.figures import Figure, read_figures, read_metrics
 from text_space.tokenizer import RULED, UNSEGMENTED
 from training.embedding import embed_split
-from training.encoder import RunEncoder
+from training.encoder import RunEncoder, demand_work
 from training.text_streams import load_pairs
 
 THUMBNAIL_SIDE = 176
@@ -36,6 +36,8 @@ class ComparedRuns:
 
     def __init__(self, encoders: Sequence[RunEncoder]) -> None:
         self.encoders = encoders
+        for encoder in encoders:
+            demand_work(encoder.run, encoder.settings)
         for encoder in encoders:  # the report is about the split that was evaluated, whatever the run's settings say
             if (encoder.run / "metrics.json").is_file():
                 encoder.settings.evaluation.split = read_json(encoder.run / "metrics.json")["split"]

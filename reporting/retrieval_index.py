@@ -21,7 +21,7 @@ from pipeline.files import fingerprint, is_whole, read_array, write_array, write
 from pipeline.pairs import SPLITS, Images, load_images, read_pairs
 from ranking import nearest
 from training.embedding import embed_images, embed_texts
-from training.encoder import MODEL_INPUTS, RunEncoder
+from training.encoder import MODEL_INPUTS, RunEncoder, demand_work
 from training.image_sources import image_source, made_from
 from training.text_streams import load_pairs
 
@@ -85,6 +85,7 @@ def open_index(encoder: RunEncoder) -> Index:
     An image that has become unreadable is left out. Raises UserError where an image file is missing.
     """
     folder, settings = encoder.run / "index", encoder.settings
+    demand_work(encoder.run, settings)
     stamp, paths = folder / "index.json", {name: folder / f"{name}.npy" for name in ARRAYS}
     files = load_images(settings.work_folder)
     inputs: dict[str, object] = {

@@ -15,7 +15,7 @@ from PIL import Image
 import encode
 import evaluate
 import train_cross_modal_retrieval_model as training
-from backbones import Backbone, pretrained_digest
+from images.backbones import Backbone, pretrained_digest
 from images.files import load_image
 from images.networks import Input, input_of, size_warning
 from pipeline.errors import UserError

@@ -28,8 +28,8 @@ from published_formats import draw, write_coco
 from test_sources import published, write_drawing
 
 import prepare_dataset
-from backbones import Backbone
 from images import tar_members as shards
+from images.backbones import Backbone
 from images.files import check_image
 from models import build_model
 from pipeline.errors import UserError

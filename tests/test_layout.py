@@ -16,7 +16,6 @@ LEVELS = {
     "losses": 4,
     "ranking": 4,
     "metrics": 5,
-    "backbones": 5,
     "models": 6,
     "datasets": 7,
     "training": 8,

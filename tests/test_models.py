@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from backbones import Backbone, xavier_
+from images.backbones import Backbone, xavier_
 from losses import angular_npairs_loss, retrieval_loss_terms
 from models import GRUEncoder, ImageEncoder, TwoStream, _similar_lengths, build_model
 from pipeline import schema as config

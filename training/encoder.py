@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from backbones import is_given
 from datasets import TextInputs, WordSequences
+from images.backbones import is_given
 from images.files import UnreadableImage
 from images.loading import ImageFiles, PixelSource
 from images.networks import input_of
@@ -24,63 +24,69 @@ from pipeline.files import demand_undamaged, fingerprint, read_json
 from pipeline.pairs import Images
 from pipeline.schema import Settings
 from pipeline.steps import EXTRACT_DOC2VEC, stamp_path
-from text_space.tokenizer import load_tokenizer, read_vocabulary, to_indices
+from pipeline.work import Work
+from text_space.tokenizer import Tokenizer, read_vocabulary, to_indices
 from training.embedding import embed_images, embed_texts
+from training.portable import FOLDER, WEIGHTS, load_exported, read_record, unpacked, word_vectors_of
 from training.runs import encoder_inputs, load_model, read_run
 
 Device = Literal["auto", "cpu", "cuda"]
 
+WORDS_OF_WORK = ("doc2vec/vocabulary.txt", "doc2vec/punkt.json")
 MODEL_INPUTS = ("pairs.parquet", "doc2vec/word_vectors.npy", "doc2vec/tokens.npy", "doc2vec/offsets.npy")
 """Files in WORK that define the pair numbers and the word numbers of a run."""
 
 
-def settings_of_finished_run(run: Path, device: Device = "auto") -> Settings:
-    """The settings of a finished run. `work` is the folder that the run lies in now; `training.device` is `device`.
-
-    Raises UserError where the run is unfinished, and where WORK has other pairs or another vocabulary than in training.
-    """
-    settings, _ = read_run(run)
-    if not (run / "run.json").exists():
-        raise UserError(f"{run} is unfinished; resume it with train_cross_modal_retrieval_model.py --resume")
-    settings.training.device = device
-    vocabulary = ("doc2vec/vocabulary.txt", "doc2vec/punkt.json")
+def demand_work(run: Path, settings: Settings) -> None:
+    """Raise UserError where WORK is missing, or has other pairs or another vocabulary than in training."""
+    if run.is_file():
+        raise UserError(f"{run} is an exported run: it can encode (encode.py) and not search; name a run in WORK")
+    if not (settings.work_folder / "pairs.parquet").is_file():
+        raise UserError(
+            f"{settings.work_folder / 'pairs.parquet'} is not there: a run without its WORK can encode (encode.py) and "
+            "not search; put the run into WORK/runs"
+        )
     inputs = read_json(run / "inputs.json")
     expected = {name: inputs[name] for name in MODEL_INPUTS}
-    expected |= {name: read_json(stamp_path(EXTRACT_DOC2VEC, settings))["inputs"][name] for name in vocabulary}
-    paths = {name: settings.work_folder / name for name in expected}
+    expected |= {name: read_json(stamp_path(EXTRACT_DOC2VEC, settings))["inputs"][name] for name in WORDS_OF_WORK}
+    for name, value in expected.items():
+        path = settings.work_folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is not there, and {run} was trained on it; put it back, or run the steps again")
+        demand_undamaged(path)
+        if fingerprint(path) != value:
+            raise UserError(f"{run} was trained on another {name}; train it again with --overwrite")
+
+
+def demand_encoders(run: Path, settings: Settings) -> None:
+    """Raise UserError where a file with an encoder's weights or vectors is missing, or another than in training."""
+    inputs = read_json(run / "inputs.json")
     for name, value in encoder_inputs(settings.model).items():
         if inputs.get(name, value) != value:
-            raise UserError(f"{run} was trained on another {name}; train it again with --overwrite")
-    for name, value in expected.items():
-        if not paths[name].is_file():
-            raise UserError(
-                f"{paths[name]} is not there, and {run} was trained on it; put it back, or run the steps again"
-            )
-        demand_undamaged(paths[name])
-        if fingerprint(paths[name]) != value:
-            raise UserError(f"{run} was trained on another {name}; train it again with --overwrite")
-    return settings
+            raise UserError(f"{run} was trained on another {name}; put that back, or train it again with --overwrite")
 
 
 class RunEncoder:
     """The best model of a finished run, by validation loss, and its tokenizer.
 
     Args:
-        run: the run's folder, WORK/runs/NAME.
+        run: the run's folder, WORK/runs/NAME or a copy of it anywhere, or a file of export_run.py.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        UserError: as `settings_of_finished_run`, and where there is no such device.
+        UserError: the run is unfinished or damaged, other weights of the backbone, no such device.
     """
 
     def __init__(self, run: Path | str, device: Device = "auto") -> None:
         self.run = Path(run)
-        self.settings = settings_of_finished_run(self.run, device)
         self.device = choose_device(device)
-        use_precision(self.settings.training.precision)
-        self.model = load_model(self.run, self.settings.model, self.settings.seed, self.device)
-        self.tokenizer = load_tokenizer(self.settings.work_folder, self.settings.text, self.settings.dataset.language)
-        self.vocabulary = read_vocabulary(self.settings.work_folder / "doc2vec" / "vocabulary.txt")
+        with unpacked(self.run) as folder:
+            self.settings, _ = read_run(folder)
+            if not (folder / "run.json").exists():
+                raise UserError(f"{run} is unfinished; resume it with train_cross_modal_retrieval_model.py --resume")
+            self.settings.training.device = device
+            use_precision(self.settings.training.precision)
+            self._load(folder)
         self.new_inputs = getattr(type(self.model.texts), "new_inputs", None)
         """Gives what a text encoder reads that reads no words of the vocabulary; None for those that do."""
         self._batches = (self.settings.evaluation.batch_size, self.settings.training.precision, self.device)
@@ -88,6 +94,29 @@ class RunEncoder:
         several = (model.pvse.embeddings,) if model.pvse.embeddings else ()
         self.shape: tuple[int, ...] = (*several, model.dimensions)
         """Shape of one embedding: (D,), or (K, D) with PVSE."""
+
+    def _load(self, folder: Path) -> None:
+        """Load model, tokenizer and vocabulary: from the run's folder, or, of a run that has none of its own, WORK."""
+        settings, seed = self.settings.model, self.settings.seed
+        words = folder / FOLDER
+        if not words.is_dir():  # a run of an earlier version
+            demand_work(folder, self.settings)
+            words = Work(self.settings.work_folder).vocabulary.parent
+            demand_encoders(folder, self.settings)
+            self.model = load_model(folder, settings, seed, self.device)
+        else:
+            record = read_record(folder)
+            vectors = word_vectors_of(folder, record)
+            if (folder / WEIGHTS).is_file():
+                self.model = load_exported(folder, self.settings, vectors, self.device)
+            else:
+                if not Path(settings.image.weights).is_file():
+                    settings.image.weights = record["weights"]
+                demand_encoders(folder, self.settings)
+                self.model = load_model(folder, settings, seed, self.device, vectors)
+        punkt = read_json(words / "punkt.json")
+        self.tokenizer = Tokenizer(self.settings.text, self.settings.dataset.language, punkt)
+        self.vocabulary = read_vocabulary(words / "vocabulary.txt")
 
     def words(self, text: str) -> tuple[list[str], list[str]]:
         """The distinct words of `text`, in order: those in the vocabulary, and the others."""

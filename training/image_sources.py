@@ -8,8 +8,8 @@ import torch
 from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
-from backbones import build_backbone, is_given, pretrained_digest
 from datasets import Prepared
+from images.backbones import build_backbone, is_given, pretrained_digest
 from images.checked_rows import CheckedRows, row_checksums
 from images.given_features import given_features, list_of
 from images.loading import CachedImages, FeatureSource, ImageFiles, ImageSource, PixelSource, demand_readable
@@ -44,14 +44,14 @@ def features_path(settings: Settings, *, local: bool = False) -> Path:
 
 
 def images_digest(images: Images) -> str:
-    """A digest of the list of images with the size and time of each file."""
+    """A digest of the list of images with the size of each file. Copies have other times."""
     digest = hashlib.sha256()
     for path in images.paths:
         try:
             status = file_of(images.root / path).stat()
         except OSError as error:
             raise UserError(f"{images.root / path}: {error.strerror}; run prepare_dataset.py again") from None
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(f"{path}\0{status.st_size}\n".encode())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -244,8 +245,12 @@ def finished_run(run: Path, *, force: bool = False) -> tuple[Settings, Weights]:
     return settings, weights
 
 
-def load_model(run: Path, settings: Model, seed: int, device: torch.device) -> TwoStream:
-    """The model with the lowest validation loss of a run, in eval mode."""
-    model = build_model(settings, read_array(Work(work_of(run)).word_vectors), seed)
+def load_model(
+    run: Path, settings: Model, seed: int, device: torch.device, word_vectors: np.ndarray | None = None
+) -> TwoStream:
+    """The model with the lowest validation loss of a run, in eval mode. word_vectors: (V, E); None: those of WORK."""
+    if word_vectors is None:
+        word_vectors = read_array(Work(work_of(run)).word_vectors)
+    model = build_model(settings, word_vectors, seed)
     load_model_state(run / "best.pt", model)
     return model.to(device).eval()

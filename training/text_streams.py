@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import xavier_
 from datasets import Prepared, TextInputs, TextVectors, WordSequences, load_prepared
+from images.backbones import xavier_
 from pipeline import schema
 from pipeline.files import fingerprint
 from pipeline.given_arrays import read_given, vectors_of_texts

@@ -340,6 +340,9 @@ def test_changes_are_noticed(tmp_path: Path) -> None:
     prepare(tmp_path / "work", *words)
     assert prepare(tmp_path / "work", *words).startswith("up to date")
     os.utime(tmp_path / "data" / "3.png", ns=(1, 1))
+    assert prepare(tmp_path / "work", *words).startswith("up to date")  # as after a copy
+    with (tmp_path / "data" / "3.png").open("ab") as file:
+        file.write(b"more")
     assert "was made from other published files (images and texts): making it anew" in prepare(
         tmp_path / "work", *words
     )

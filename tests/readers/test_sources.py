@@ -451,7 +451,8 @@ def test_fingerprints_change_with_the_files(ucsd: Path) -> None:
     assert seen[0] == published(source="wikipedia", root=ucsd).fingerprints()
     changes = [
         lambda: (ucsd / "texts" / "plain.txt").write_text("Something else"),
-        lambda: os.utime(ucsd / "images" / "art" / "one.jpg", ns=(1, 1)),
+        lambda: (ucsd / "texts" / "plain.txt").write_text("something else"),  # of the same size
+        lambda: (ucsd / "images" / "art" / "one.jpg").write_bytes(b"of another size"),
         lambda: (ucsd / "images" / "art" / "new.jpg").write_bytes(b""),
         lambda: (ucsd / "images" / "art" / "new.jpg").unlink(),
         lambda: (ucsd / "categories.list").write_text("art\nphysics\n"),
@@ -460,6 +461,8 @@ def test_fingerprints_change_with_the_files(ucsd: Path) -> None:
         change()
         seen.append(published(source="wikipedia", root=ucsd).fingerprints())
     assert all(one != other for one, other in itertools.pairwise(seen))
+    os.utime(ucsd / "images" / "art" / "one.jpg", ns=(1, 1))
+    assert seen[-1] == published(source="wikipedia", root=ucsd).fingerprints()  # as after a copy
     assert set(seen[0]) == {
         *(str(ucsd / name) for name in os.listdir(ucsd) if name.endswith(".list")),
         "images and texts",

@@ -49,7 +49,6 @@ from reporting.search_page import UPLOAD_BYTES, local_server, make_app
 from training.embedding import embed_pairs
 from training.encoder import RunEncoder
 from training.image_sources import image_source
-from training.runs import CHECKSUM
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -236,13 +235,13 @@ def test_the_index_is_made_once_and_anew_when_the_run_has_changed(
 
     (work / "doc2vec" / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\nother\n")
     with pytest.raises(UserError, match=r"vocabulary.txt is damaged: .* run train_doc2vec.py again"):
-        RunEncoder(copy)
+        open_index(RunEncoder(copy))
     (work / "doc2vec" / "train_doc2vec.json").unlink()  # another vocabulary, and not a damaged one
     with pytest.raises(UserError, match=r"another doc2vec/vocabulary.txt"):
-        RunEncoder(copy)
+        open_index(RunEncoder(copy))
     (work / "pairs.parquet").unlink()
     with pytest.raises(UserError, match=r"pairs.parquet is not there"):
-        RunEncoder(copy)
+        open_index(RunEncoder(copy))
 
 
 @pytest.mark.slow
@@ -252,13 +251,13 @@ def test_an_image_that_has_become_unreadable_is_left_out(
     work = tmp_path / "work"
     shutil.copytree(run.parents[1], work)
     copy = work / "runs" / run.name
-    settings = (copy / "config.yaml").read_text().replace("max_unreadable_share: 0.01", "max_unreadable_share: 0.1")
-    (copy / "config.yaml").write_text(settings.partition(CHECKSUM)[0])
+    encoder = RunEncoder(copy)
+    encoder.settings.training.max_unreadable_share = 0.1
     path = run.parents[2] / "images" / "10.png"
     saved, status = path.read_bytes(), path.stat()
     try:
         path.write_bytes(b"no image any more")
-        index = open_index(RunEncoder(copy))
+        index = open_index(encoder)
     finally:
         path.write_bytes(saved)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -10,7 +10,7 @@ from test_models import LENGTHS, TOKENS, WORDS, small
 from torch import nn
 
 import losses
-from backbones import Backbone
+from images.backbones import Backbone
 from losses import (
     angular_npairs_loss,
     diversity_loss,

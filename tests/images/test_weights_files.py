@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 
-from backbones import Backbone
+from images.backbones import Backbone
 from pipeline.errors import UserError
 
 torch.manual_seed(0)
