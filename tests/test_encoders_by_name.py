@@ -247,6 +247,14 @@ def test_a_file_that_lacks_images_ends_in_one_line(prepared: Path, tmp_path: Pat
 
 
 def test_features_in_a_file_cannot_be_fine_tuned(prepared: Path) -> None:
-    words = [*TINY, "--work", prepared, "--model.image.backbone", "features:a.npy", "--model.image.trainable", "true"]
+    words = [
+        *TINY,
+        "--work",
+        str(prepared),
+        "--model.image.backbone",
+        "features:a.npy",
+        "--model.image.trainable",
+        "true",
+    ]
     message = one_line_error(run_script("train_cross_modal_retrieval_model.py", "1", "0", "0", *words, ok=False))
     assert "model.image.backbone 'features:FILE.npy' goes with model.image.trainable false" in message
