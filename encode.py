@@ -8,19 +8,22 @@ Images: a folder (with its subfolders, sorted by path), or a file with a path on
 
 Row i of OUT is line i or image i: float32, rows x dimensions, with PVSE rows x embeddings x dimensions, unit vectors.
 A text without a known word and an unreadable image have a row of NaN, and are named on stderr. A CSV beside OUT lists
-every row with its number, its line or path, and its problem.
+every row with its number, its line or path, and its problem. Files in FOLDER that are no images follow there without a
+number; the first are named on stderr.
 """
 
 import argparse
 import csv
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.command_line import Parser, run_script
 from pipeline.errors import UserError
+from pipeline.output import in_one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,11 +41,12 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     out: Path = arguments.out
     items: Sequence[str | Path]
+    left_out: dict[Path, str] = {}
     if arguments.texts:
         items, names = read_texts(arguments.texts)
         kind, header = "texts", "line"
     else:
-        items = list_images(arguments.images)
+        items, left_out = list_images(arguments.images)
         names, kind, header = [str(path) for path in items], "images", "path"
 
     import numpy as np
@@ -57,13 +61,19 @@ def main(argv: list[str] | None = None) -> None:
         if len(problems) == len(items):
             raise UserError(f"none of the {len(items):,} {kind} can be encoded; {header} {names[0]}: {problems[0]}")
         vectors.flush()
-        write_rows(csv_path, header, names, problems)
+        write_rows(csv_path, header, names, problems, left_out)
 
-    for row in list(problems)[:MAX_PRINTED_PROBLEMS]:
-        print(f"{header} {names[row]}: {problems[row]}; row {row} is NaN", file=sys.stderr)
-    if len(problems) > MAX_PRINTED_PROBLEMS:
-        print(f"and {len(problems) - MAX_PRINTED_PROBLEMS:,} more, in {out.with_suffix('.csv')}", file=sys.stderr)
+    said = [f"{header} {in_one_line(names[row])}: {why}; row {row} is NaN" for row, why in problems.items()]
+    warn(said, "rows are NaN", out.with_suffix(".csv"))
+    warn(
+        [f"{in_one_line(path)}: {why}; left out" for path, why in left_out.items()],
+        "are left out",
+        out.with_suffix(".csv"),
+    )
     shape = " x ".join(map(str, vectors.shape))
+    if left_out:
+        every = len(items) + len(left_out)
+        print(f"{every:,} files: {len(items):,} images, {len(left_out):,} left out")
     print(f"{len(items) - len(problems):,} of {len(items):,} {kind} encoded: {shape}, float32, length 1")
     print(f"wrote {out}")
     print(f"wrote {out.with_suffix('.csv')}")
@@ -92,12 +102,26 @@ def encode(encoder: "RunEncoder", kind: str, items: Sequence[str | Path], vector
     return problems
 
 
-def write_rows(path: Path, header: str, names: Sequence[str], problems: Mapping[int, str]) -> None:
-    """Write the CSV of rows, names and problems, in UTF-8: a byte of a file's name that is none is `\\udcNN`."""
+def warn(lines: Sequence[str], what: str, table: Path) -> None:
+    """Print the first of the lines on stderr, and how many more there are in `table`."""
+    for line in lines[:MAX_PRINTED_PROBLEMS]:
+        print(in_one_line(line), file=sys.stderr)
+    if len(lines) > MAX_PRINTED_PROBLEMS:
+        print(f"and {len(lines) - MAX_PRINTED_PROBLEMS:,} more {what}, in {table}", file=sys.stderr)
+
+
+def write_rows(
+    path: Path, header: str, names: Sequence[str], problems: Mapping[int, str], left_out: Mapping[Path, str]
+) -> None:
+    """Write the CSV of rows, names and problems, in UTF-8: a byte of a file's name that is none is `\\udcNN`.
+
+    What is left out stands behind the rows, without a row number.
+    """
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         rows = csv.writer(file)
         rows.writerow(["row", header, "problem"])
         rows.writerows([row, name, problems.get(row, "")] for row, name in enumerate(names))
+        rows.writerows(["", path, why] for path, why in left_out.items())
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -146,18 +170,24 @@ def _text_of_json(line: str, where: str) -> str:
     return text
 
 
-def list_images(path: Path) -> list[Path]:
-    """The image files in a folder, sorted by path, or those that a file lists. Raises UserError if there are none."""
+def list_images(path: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The image files in a folder, sorted by path, or those that a file lists.
+
+    Also returns everything else in the folder, and why it is left out. Raises UserError if there is no image.
+    """
     if path.is_dir():
         from PIL import Image
 
         from images.files import FORMATS
 
         suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        reasons = dict(sorted(files_below(path, suffixes)))
+        found = [file for file, why in reasons.items() if not why]
+        left_out = {file: why for file, why in reasons.items() if why}
         if not found:
-            raise UserError(f"--images {path} holds no image; known suffixes are {', '.join(sorted(suffixes))}")
-        return found
+            first = "".join(f"; {file}: {why}" for file, why in list(left_out.items())[:1])
+            raise UserError(f"--images {path} holds no image; known suffixes are {', '.join(sorted(suffixes))}{first}")
+        return found, left_out
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")  # names are any bytes
     except OSError as error:
@@ -165,7 +195,26 @@ def list_images(path: Path) -> list[Path]:
     found = [path.parent / line for line in lines if line.strip()]
     if not found:
         raise UserError(f"--images {path} names no image")
-    return found
+    return found, {}
+
+
+def files_below(folder: Path, suffixes: Collection[str]) -> Iterator[tuple[Path, str]]:
+    """All files in a folder and its subfolders, each with the reason why it is no image, "" where it may be one."""
+    failed: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=failed.append):
+        for name in folders:
+            if os.path.islink(os.path.join(parent, name)):
+                yield Path(parent, name), "a link to a folder is not followed"
+        for name in names:
+            file = Path(parent, name)
+            if file.suffix.lower() not in suffixes:
+                yield file, f"{file.suffix} is no suffix of an image" if file.suffix else "has no suffix"
+            elif not file.is_file():
+                yield file, "a link that leads nowhere" if file.is_symlink() else "is no file"
+            else:
+                yield file, ""
+    for error in failed:
+        yield Path(error.filename), f"the folder cannot be listed: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ of evaluate.py, a map of the joint space, training curves, and how the runs were
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from pipeline.command_line import Parser, run_script
@@ -20,17 +21,16 @@ def main(argv: list[str] | None = None) -> Path:
     """Write the report; returns its path."""
     arguments = parse_arguments(argv)
     folders = [find_run(name, arguments.config) for name in arguments.runs]
-    name = "-and-".join(run.name for run in folders)[:200]
-    out = arguments.out or Work(folders[0].parents[1]).reports / f"{name}.html"
-    if out.suffix not in (".html", ".htm"):
-        raise UserError(f"--out {out} must end in .html")
 
     from pipeline.files import write_text
     from reporting.compared_runs import ComparedRuns
     from reporting.page import render_report
     from reporting.sections import Options
     from training.encoder import RunEncoder
+    from training.runs import work_of
 
+    name = "-and-".join(os.path.basename(os.path.abspath(run)) for run in folders)[:200]
+    out = arguments.out or Work(work_of(folders[0])).reports / f"{name}.html"
     runs = ComparedRuns([RunEncoder(folder, arguments.device) for folder in folders])
     options = Options(arguments.queries, arguments.words, arguments.count, arguments.top)
     write_text(out, render_report(runs, options))
@@ -60,6 +60,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--runs takes one run or two, not {len(arguments.runs)}")
     if arguments.top < 1 or arguments.count < 1:
         raise UserError("--top and --count must be at least 1")
+    if arguments.out and arguments.out.suffix not in (".html", ".htm"):
+        raise UserError(f"--out {arguments.out} must end in .html")
     return arguments
 
 

@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         answer = answer_text(encoder, index, text, top, split)
     if arguments.json:
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        has_all = sys.stdout.encoding.lower().startswith("utf")  # what an encoding lacks is printed in no way of JSON
+        print(json.dumps(answer, indent=2, ensure_ascii=not has_all))
     else:
         print_answer(answer)
 

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline.errors import Stopped, UserError
 from pipeline.home import demand_home, expanded
-from pipeline.output import ESCAPED, harden_output
+from pipeline.output import harden_output, in_one_line
 from pipeline.schema import Settings
 from pipeline.settings import (
     DEFAULT_CONFIG,
@@ -208,5 +208,5 @@ def run_script(main: Callable[[], object], then: str | None = None) -> None:
 
 
 def _end(code: int, message: str) -> NoReturn:
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: {message.translate(ESCAPED)}\n")
+    sys.stderr.write(f"{in_one_line(f'{Path(sys.argv[0]).name}: {message}')}\n")
     sys.exit(code)

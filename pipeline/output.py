@@ -3,11 +3,21 @@
 import contextlib
 import io
 import os
+import re
 import sys
 from typing import Any, TextIO
 
-ESCAPED = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0)) if chr(number) not in "\t\n\r"}
-"""Control characters, which texts and file names may hold, as they are printed."""
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+_TURNING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # they show what follows in another order
+ESCAPED = {number: f"\\u{number:04x}" for number in (*_CONTROLS, *_TURNING) if chr(number) not in "\t\n"}
+"""Characters that command a terminal, as they are printed: texts and file names may hold them. JSON stays JSON."""
+_PROGRESS = re.compile(r"(?:\x1b\[A)+|\r", re.ASCII)
+"""What tqdm commands: a text of nothing but steps to the line above, and a return at the beginning of a text."""
+
+
+def in_one_line(name: object) -> str:
+    """A name or path as it is printed within a line: what breaks lines is escaped too."""
+    return str(name).translate({**ESCAPED, ord("\n"): "\\n", ord("\t"): "\\t"})
 
 
 class _Stream(io.RawIOBase):
@@ -36,9 +46,12 @@ class _Stream(io.RawIOBase):
 
 
 class Output(io.TextIOWrapper):
-    """A text stream over a file descriptor. Characters that its encoding lacks, and control characters, are escaped."""
+    """A text stream over a file descriptor. Characters that its encoding lacks, and control characters, are escaped.
 
-    def __init__(self, stream: TextIO, escaped: dict[int, str]) -> None:
+    With `progress`, tqdm's own control characters pass, each only where tqdm writes it.
+    """
+
+    def __init__(self, stream: TextIO, progress: bool) -> None:
         raw = _Stream(stream.fileno())
         super().__init__(
             io.BufferedWriter(raw),
@@ -46,28 +59,31 @@ class Output(io.TextIOWrapper):
             errors="backslashreplace",
             line_buffering=raw.isatty() or stream is sys.stderr,
         )
-        self.escaped = escaped
+        self.progress = progress
 
     def write(self, text: str) -> int:
         """Write a text; returns its length."""
-        super().write(text.translate(self.escaped) if self.escaped else text)
+        own = ""
+        if self.progress and (found := _PROGRESS.match(text)) and (found[0] == "\r" or found[0] == text):
+            own = found[0]
+        super().write(own + text[len(own) :].translate(ESCAPED))
         return len(text)
 
 
 def harden_output() -> None:
     """Replace stdout and stderr, where they are those of the process, by streams that never raise.
 
-    On stdout, control characters are escaped. Progress bars on stderr need theirs.
+    Control characters are escaped. Only tqdm's own pass on stderr.
     """
     _open_standard_descriptors()
-    for name, escaped in (("stdout", ESCAPED), ("stderr", {})):
+    for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # the descriptor was closed before the script started
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__") and not isinstance(stream, Output):
             with contextlib.suppress(OSError, ValueError):  # no descriptor: whoever replaced it knows why
                 stream.flush()
-                setattr(sys, name, Output(stream, escaped))
+                setattr(sys, name, Output(stream, progress=name == "stderr"))
 
 
 def _open_standard_descriptors() -> None:

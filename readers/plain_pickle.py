@@ -6,6 +6,7 @@ knows built-in containers, strings and numbers, and hashes nothing but strings a
 """
 
 import collections
+import os
 import pickletools
 from collections.abc import Callable
 from pathlib import Path
@@ -34,19 +35,22 @@ def load_plain(path: Path) -> Any:
     Raises RefusedPickle for anything else, ValueError, LookupError or EOFError for what is no pickle, and OSError.
     """
     with path.open("rb") as file:
-        return _Machine().run(file)
+        return _Machine(os.fstat(file.fileno()).st_size).run(file)
 
 
 class _Machine:
     """The stack and memo of the pickle protocols 0 to 5."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.items_left = size
+        """Items that may still be copied. Each has a byte of the file, and is copied once where no harm is meant."""
         self.stack: list[Any] = []
         self.marks: list[int] = []
         """Heights of the stack at which marks lie."""
         self.memo: dict[int, Any] = {}
 
     def run(self, file: BinaryIO) -> Any:
+        """Execute the instructions of a file; returns what the last one leaves."""
         argument: Any
         for opcode, argument, _ in pickletools.genops(file):
             name = opcode.name
@@ -59,7 +63,8 @@ class _Machine:
             elif name in EMPTY:
                 self.stack.append(EMPTY[name]())
             elif name in MEMOIZE:
-                self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
+                (number,) = _hashable([len(self.memo) if argument is None else argument])
+                self.memo[number] = self.stack[-1]
             elif name in RECALL:
                 self.stack.append(self.memo[argument])
             elif name == "STOP":
@@ -158,6 +163,9 @@ class _Machine:
             self.stack.append(collections.defaultdict(arguments[0]))
             return
         items = _demand(arguments[0], (list, tuple)) if arguments else ()
+        self.items_left -= len(items)
+        if self.items_left < 0:
+            raise RefusedPickle("it copies containers again and again")
         if issubclass(kind, dict):
             pairs = [part for pair in items for part in _demand(pair, (list, tuple))[:2]]
             self.stack.append(kind(_pairs(pairs)))

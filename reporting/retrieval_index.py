@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, is_whole, read_array, write_array, write_stamp
+from pipeline.output import in_one_line
 from pipeline.pairs import SPLITS, Images, load_images, read_pairs
 from ranking import nearest
 from training.embedding import embed_images, embed_texts
@@ -126,7 +127,7 @@ def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
     images = embed_images(model, source, numbers, size, precision, device).cpu().numpy()
     if source.unreadable:
         count, why = len(source.unreadable), source.unreadable[min(source.unreadable)]
-        print(f"left out: {count:,} images that cannot be read, the first: {why}")
+        print(f"left out: {count:,} images that cannot be read, the first: {in_one_line(why)}")
         readable = ~np.isin(numbers, list(source.unreadable))
         images, first_pairs = images[readable], first_pairs[readable]
     arrays = {

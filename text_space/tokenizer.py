@@ -12,6 +12,7 @@ without blanks too, and have no segmenter here: their words are all overlapping 
 The libraries that only some texts need (nltk, rjieba, stop-words) are imported where they are used.
 """
 
+import functools
 import html
 import itertools
 import unicodedata
@@ -64,8 +65,17 @@ _RULED_SENTENCE = regex.compile(r"[^。！？；…｡!?\n]*(?:[。！？；…�
 # Punkt's own three, then Devanagari, Arabic, Urdu, Armenian, Ethiopic, Burmese, Khmer, Tibetan, Chinese.
 _SENTENCE_ENDS = (".", "?", "!", "।", "॥", "؟", "۔", "։", "።", "၊", "။", "។", "།", "。", "！", "？")
 
+_LAST_BLANK = regex.compile(r"(?r)\s")
+
 PUNKT_CHARACTERS = 5_000_000
 """Characters that Punkt is trained on. They contain the usual abbreviations, and a megabyte takes 2.4 s."""
+PIECE, LONGEST_SENTENCE = 2_000, 32_000
+"""Characters that Punkt splits at a time, at first and at most. A longer sentence is cut.
+
+NLTK ends a match after five seconds of wall time. 32,000 characters take Punkt half a second at most.
+"""
+_LONGEST_LINE = 100_000  # characters that the trainer's regular expression gets at a time
+_LONG_LINE = regex.compile(rf"([^\n]{{{_LONGEST_LINE}}}\S{{,1000}})\s*")
 _PUNKT_PART = 500_000  # characters whose tokens the trainer has in memory at a time
 
 
@@ -142,7 +152,7 @@ def train_punkt(texts: Iterable[str], language: str) -> dict[str, Any]:
     part: list[str] = []
     length = total = 0
     for text in texts:
-        part.append(strip_markup(text))
+        part.append(_LONG_LINE.sub(r"\1\n", strip_markup(text)))
         length += len(part[-1])
         if length >= _PUNKT_PART:
             trainer.train("\n\n".join(part), finalize=False)
@@ -170,7 +180,30 @@ def _punkt_splitter(parameters: dict[str, Any]) -> Callable[[str], Iterator[str]
     learnt.collocations.update(map(tuple, parameters.get("collocations", [])))
     learnt.ortho_context.update(parameters.get("orthographic_context", {}))
     punkt = PunktSentenceTokenizer(learnt, lang_vars=_language_variables())
-    return lambda paragraph: (paragraph[start:end] for start, end in punkt.span_tokenize(paragraph))
+    return functools.partial(_in_pieces, punkt.span_tokenize)
+
+
+def _in_pieces(split: Callable[[str], Iterator[tuple[int, int]]], text: str) -> Iterator[str]:
+    """The sentences of `text` that may have a word, lazily. `split` gives the spans of a piece's sentences.
+
+    They are those of the whole text where none is longer than LONGEST_SENTENCE. A piece ends at a blank, and its last
+    sentence, which may go on, begins the next piece. The work grows with the text, and not with its square.
+    """
+    start, size = 0, PIECE
+    while start < len(text):
+        end = min(start + size, len(text))
+        if end < len(text) and (blank := _LAST_BLANK.search(text, start + 1, end + 1)):
+            end = blank.start()
+        piece = text[start:end]
+        spans = list(split(piece)) if _WORD.search(piece) else []
+        if end < len(text) and len(spans) == 1 and size < LONGEST_SENTENCE:
+            size *= 2
+            continue
+        following = end
+        if end < len(text) and len(spans) > 1:
+            following = start + spans.pop()[0]
+        yield from (piece[first:last] for first, last in spans)
+        start, size = following, PIECE
 
 
 # Words

@@ -83,7 +83,7 @@ def test_images_whose_names_are_no_utf8_are_listed(tmp_path: Path) -> None:
     (tmp_path / f"{LATIN}.png").touch()
     listed = tmp_path / "list.txt"
     listed.write_bytes(b"caf\xe9.png\nother.png\n")
-    assert encode.list_images(listed)[0] == encode.list_images(tmp_path)[0] == tmp_path / f"{LATIN}.png"
-    encode.write_rows(tmp_path / "out.csv", "path", [LATIN, "b"], {0: f"{LATIN} is empty"})
+    assert encode.list_images(listed)[0][0] == encode.list_images(tmp_path)[0][0] == tmp_path / f"{LATIN}.png"
+    encode.write_rows(tmp_path / "out.csv", "path", [LATIN, "b"], {0: f"{LATIN} is empty"}, {})
     wanted = "row,path,problem\n0,caf\\udce9,caf\\udce9 is empty\n1,b,\n"
     assert (tmp_path / "out.csv").read_text(encoding="utf-8") == wanted

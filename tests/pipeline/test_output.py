@@ -65,7 +65,8 @@ def test_control_characters_are_escaped(tmp_path: Path) -> None:
     end = 'raise UserError("a file called \\x1b[2Jx\\x07")'
     code, printed = run(tmp_path, "\x1b]0;title\x07 \x9b2J\ttab", end)
     assert code == 2
-    assert "\\x1b]0;title\\x07 \\x9b2J\ttab 0\n" in printed and "script.py: a file called \\x1b[2Jx\\x07\n" in printed
+    assert "\\u001b]0;title\\u0007 \\u009b2J\ttab 0\n" in printed
+    assert "script.py: a file called \\u001b[2Jx\\u0007\n" in printed
     assert not {"\x1b", "\x07", "\x9b"} & set(printed)
 
 

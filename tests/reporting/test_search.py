@@ -366,11 +366,25 @@ def test_a_folder_is_encoded_by_path_and_broken_images_keep_their_row(
     Image.new("CMYK", (30, 40)).save(tmp_path / "photos" / "a.jpg")
     (tmp_path / "photos" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (tmp_path / "photos" / "notes.txt").write_text("no image")
+    (tmp_path / "photos" / "b" / "\x1b]0;x\x07\n").write_bytes(b"no image")
+    (tmp_path / "photos" / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path)
     out = tmp_path / "x.npy"
     encode.main(["--run", str(run), "--images", str(tmp_path / "photos"), "--out", str(out)])
-    assert "broken.png" in capsys.readouterr().err
-    named = list(csv.DictReader((tmp_path / "x.csv").open(encoding="utf-8")))
+    said = capsys.readouterr()
+    assert "broken.png" in said.err and "notes.txt: .txt is no suffix of an image; left out\n" in said.err
+    assert "/\\u001b]0;x\\u0007\\n: has no suffix; left out\n" in said.err
+    assert said.out.startswith("7 files: 3 images, 4 left out\n2 of 3 images encoded: ")
+    listed = list(csv.DictReader((tmp_path / "x.csv").open(newline="", encoding="utf-8")))
+    named, left_out = listed[:3], listed[3:]
     assert [Path(row["path"]).name for row in named] == ["a.jpg", "one.JPG", "broken.png"]
+    assert [row["row"] for row in listed] == ["0", "1", "2", "", "", "", ""]
+    assert {Path(row["path"]).name: row["problem"] for row in left_out} == {
+        "\x1b]0;x\x07\n": "has no suffix",
+        "gone.png": "a link that leads nowhere",
+        "linked": "a link to a folder is not followed",
+        "notes.txt": ".txt is no suffix of an image",
+    }
     vectors = np.load(out)
     assert np.isnan(vectors).any(axis=1).tolist() == [False, False, True]
     alone, problems = encoder.images([tmp_path / "photos" / "b" / "one.JPG"])

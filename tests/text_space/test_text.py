@@ -1,19 +1,24 @@
 """From text to words: what is kept of which script, where sentences end, and what an import costs."""
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from hypothesis import example, given
 from hypothesis import strategies as st
+from nltk.tokenize.punkt import PunktLanguageVars, PunktSentenceTokenizer
 
 from pipeline.errors import UserError
 from pipeline.schema import Text
+from text_space import tokenizer as tokenizer_module
 from text_space.english import GENSIM_STOP_WORDS
 from text_space.tokenizer import (
+    LONGEST_SENTENCE,
     Tokenizer,
     primary_language,
     read_vocabulary,
@@ -157,6 +162,59 @@ def test_punkt_parameters_are_sorted_and_may_be_few() -> None:
     assert punkt["abbreviations"] == sorted(punkt["abbreviations"])
     assert train_punkt([], "en")["abbreviations"] == []
     assert train_punkt(["。"], "zh") == {"language": "zh"}
+
+
+SENTENCES = [
+    *NEWS[:2],
+    '"Quoted." (In brackets.) -- a dash',
+    "wait... what",
+    "The U.S. Army left. A. B. Smith said so.\nHe did",
+]
+SENTENCES += ["1. First 2. Second", "It cost 3.5 dollars.' He said: 'no.'", " . . . ", "?!", "no full stop"]
+
+
+@given(st.lists(st.sampled_from(SENTENCES), max_size=12), st.sampled_from([" ", "\n", "  "]), st.integers(5, 100))
+def test_sentences_of_pieces_are_those_of_the_whole_text(parts: list[str], blank: str, piece: int) -> None:
+    text, splitter = blank.join(parts), tokenizer(punkt=train_punkt(NEWS, "en"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tokenizer_module, "PIECE", 10**9)
+        whole = splitter.sentences(text)
+        patched.setattr(tokenizer_module, "PIECE", piece)
+        pieces = splitter.sentences(text)
+    assert [re.findall(r"\w+", sentence) for sentence in pieces] == [re.findall(r"\w+", one) for one in whole]
+
+
+@pytest.mark.parametrize("unit", [". . . ", ". ", "Mr. ", "a. ", "no full stop ", "!)", "x"])
+def test_the_work_of_punkt_grows_with_the_text_and_no_faster(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted in characters, in those of one call too: NLTK ends a match after some time, with an error."""
+    given_to_punkt: list[int] = []
+    split = PunktSentenceTokenizer.span_tokenize
+
+    def counted(self: PunktSentenceTokenizer, text: str) -> Iterator[tuple[int, int]]:
+        given_to_punkt.append(len(text))
+        return split(self, text)
+
+    monkeypatch.setattr(PunktSentenceTokenizer, "span_tokenize", counted)
+    splitter = tokenizer(punkt=train_punkt(NEWS, "en"))
+    for size in (100_000, 200_000):
+        given_to_punkt.clear()
+        splitter.sentences((unit * size)[:size])
+        assert sum(given_to_punkt) <= 3 * size and max(given_to_punkt, default=0) <= LONGEST_SENTENCE
+    if "." in unit and unit.strip(". ") == "":
+        assert not given_to_punkt
+
+
+def test_punkts_trainer_gets_no_endless_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[int] = []
+    words = PunktLanguageVars.word_tokenize
+
+    def counted(self: PunktLanguageVars, line: str) -> list[str]:
+        lines.append(len(line))
+        return words(self, line)
+
+    monkeypatch.setattr(PunktLanguageVars, "word_tokenize", counted)
+    train_punkt([". . . " * 50_000, "word " * 50_000, "x" * 250_000], "en")
+    assert sum(lines) > 740_000 and max(lines) <= 101_000
 
 
 # Vocabulary and markup
