@@ -81,12 +81,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def encode(encoder: "RunEncoder", kind: str, items: Sequence[str | Path], vectors: "np.ndarray") -> dict[int, str]:
     """Write the embeddings of `texts` or `images` into `vectors`, chunk by chunk. Returns problems by row number."""
-    from tqdm import tqdm
-
+    from pipeline.progress import ProgressBar
     from training.image_sources import worker_count
 
     problems: dict[int, str] = {}
-    with tqdm(total=len(items), desc=kind, unit=kind[:-1], disable=None) as progress:
+    with ProgressBar(total=len(items), desc=kind, unit=kind[:-1]) as progress:
         for start in range(0, len(items), CHUNK):
             chunk = items[start : start + CHUNK]
             if kind == "texts":

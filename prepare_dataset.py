@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.errors import UserError
 from pipeline.pairs import SPLITS, distinct, write_articles, write_pairs
+from pipeline.progress import ProgressBar
 from pipeline.registry import READERS
 from pipeline.steps import PREPARE, is_up_to_date, making
 from pipeline.work import Work
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         write_pairs(figures.new.pairs, with_splits(kept, splits), published.root)
         if published.articles:
             held_out = held_out_images(table, kept, splits)
-            articles = tqdm(published.articles(held_out), desc="articles", unit="article", disable=None)
+            articles = ProgressBar(published.articles(held_out), desc="articles", unit="article")
             figures["articles"] = write_articles(figures.new.articles, articles)
             print(f"{figures['articles']:,} articles of train to train Doc2Vec on (doc2vec.train_on articles)")
 

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.command_line import make_parser, parse_settings, run_script, without
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
 from pipeline.pairs import distinct, read_pairs, rows_of_split
+from pipeline.progress import ProgressBar
 from pipeline.schema import Evaluation, Settings
 from pipeline.work import Work
 from readers.openclipart import openclipart
@@ -127,7 +127,7 @@ def train_all(request: Request) -> dict[str, list[Path]]:
     log = work.with_name(work.name + "-tables.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     runs: dict[str, list[Path]] = {method.name: [] for method in request.methods}
-    with tqdm(total=request.seeds * len(request.methods), unit="method", disable=None) as progress:
+    with ProgressBar(total=request.seeds * len(request.methods), unit="method") as progress:
         for seed in range(request.seeds):
             for method in request.methods:
                 progress.set_description(f"seed {seed}, {method.name}")

@@ -11,12 +11,11 @@ import itertools
 import time
 from collections.abc import Iterable
 
-from tqdm import tqdm
-
 from pipeline.command_line import make_parser, parse_settings, run_script
 from pipeline.errors import UserError
 from pipeline.files import write_array, write_json, write_text, written_whole
 from pipeline.processes import cores
+from pipeline.progress import ProgressBar
 from pipeline.steps import PREPARE, TRAIN_DOC2VEC, is_up_to_date, making, require
 
 
@@ -37,9 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     if not count:
         raise UserError(f"{work / table} has no text of the train split; run prepare_dataset.py again")
 
-    def train_texts(doing: str) -> tqdm:
+    def train_texts(doing: str) -> ProgressBar:
         texts = itertools.chain.from_iterable(text_batches(work, "train", table=table))
-        return tqdm(texts, desc=doing, total=count, unit="text", disable=None)
+        return ProgressBar(texts, desc=doing, total=count, unit="text")
 
     with making(TRAIN_DOC2VEC, settings) as figures:
         # Punkt learns from the texts: its published parameters would have to be downloaded.
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         # gensim trains three times as fast from a file as from Python's objects.
         corpus = figures.unfinished / "corpus.txt"
         with_words = write_corpus(train_texts("words"), tokenizer, corpus, resume=True)
-        with tqdm(total=settings.doc2vec.epochs, desc="Doc2Vec", unit="epoch", disable=None) as progress:
+        with ProgressBar(total=settings.doc2vec.epochs, desc="Doc2Vec", unit="epoch") as progress:
             epochs, started = settings.doc2vec.epochs - epochs_kept(figures.unfinished), time.monotonic()
             workers, unfinished = 1 if settings.deterministic else cores(), figures.unfinished
             model = train(corpus, settings.doc2vec, settings.seed, workers, progress.update, unfinished)

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
-from tqdm import tqdm
 
 from images.tar_members import find_member, open_member
 from pipeline.files import read_json_lines
 from pipeline.processes import process_pool
+from pipeline.progress import ProgressBar
 
 MAX_PIXELS = 400_000_000
 
@@ -245,7 +245,7 @@ def check_images(
     """
     wrong: dict[str, UnreadableImage] = {}
     check = functools.partial(check_image, decode=decode, max_pixels=max_pixels)
-    bar = tqdm(total=len(names), desc="checking images", unit="image", disable=None)
+    bar = ProgressBar(total=len(names), desc="checking images", unit="image")
     if len(names) < 256:  # starting processes would take longer than it saves
         with bar:
             for name in names:

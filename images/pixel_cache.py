@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from images.checked_rows import CheckedRows, row_checksums
 from images.files import UnreadableImage, load_image
@@ -37,6 +36,7 @@ from pipeline.files import (
 )
 from pipeline.pairs import Images
 from pipeline.processes import cores, in_order
+from pipeline.progress import ProgressBar
 
 Kind = Literal["raw", "jpeg", "none"]
 IMAGES_PER_SHARD = 1000
@@ -218,7 +218,7 @@ def _make(
     )
     make = partial(_make_shard if kind == "jpeg" else _make_array, folder, size, max_pixels, interpolation)
     processes = cores() if len(rest) > 1 else 0  # starting them would take longer than it saves
-    bar = tqdm(total=count, desc="pixels", unit="image", disable=None)
+    bar = ProgressBar(total=count, desc="pixels", unit="image")
     bar.update(min(rest.start * IMAGES_PER_SHARD, count))
     results: Any = in_order(make, shards, processes)
     with bar, closing(results), done.open("a", encoding="utf-8") as file:

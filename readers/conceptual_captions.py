@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from images.tar_members import without_place
 from pipeline.errors import UserError
 from pipeline.processes import process_pool
+from pipeline.progress import ProgressBar
 from pipeline.schema import Dataset
 from readers.published import (
     TOO_LONG,
@@ -116,7 +116,7 @@ class Downloads:
     def __init__(self, root: Path, folder: Path) -> None:
         shards = shards_of(folder)
         read = functools.partial(_of_shard, root)
-        bar = tqdm(total=len(shards), desc=f"shards of {folder.name}", unit="shard", disable=None)
+        bar = ProgressBar(total=len(shards), desc=f"shards of {folder.name}", unit="shard")
         with bar, process_pool() as pool:
             found = []
             for part in (pool.map if len(shards) > SHARDS_WORTH_A_PROCESS else map)(read, shards):

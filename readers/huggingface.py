@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from images.tar_members import without_place
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.progress import ProgressBar
 from pipeline.schema import Dataset
 from readers.columns import as_text, choose_columns
 from readers.folder import files_through_links
@@ -97,7 +97,7 @@ def shards_of_images(root: Path, tables: list[str], named: Named, folder: Path) 
     try:
         with written_whole_folder(folder) as new:
             seen: dict[bytes, str] = {}
-            for number, name in enumerate(tqdm(tables, desc="taking out images", unit="table", disable=None)):
+            for number, name in enumerate(ProgressBar(tables, desc="taking out images", unit="table")):
                 paths = _write_shard(new / f"{number:05}.tar", _images(root / name, named), seen)
                 write_json(new / f"{number:05}.json", paths)
             write_json(new / stamp.name, made)
@@ -178,7 +178,7 @@ def _records(root: Path, tables: list[str], named: Named, folder: Path) -> Itera
     for table, name in enumerate(tables):
         paths = json.loads((folder / f"{table:05}.json").read_text(encoding="utf-8"))
         with _readable(root / name):
-            say = (lambda line: None) if table else tqdm.write
+            say = (lambda line: None) if table else ProgressBar.write
             for row, (path, record) in enumerate(zip(paths, _texts(root / name, named, say), strict=True), start=1):
                 label = f"{name} row {row}"
                 if path is None:

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.errors import UserError
+from pipeline.progress import ProgressBar
 from pipeline.schema import Dataset
 from readers.columns import COLUMNS
 from readers.published import Published, Row, given_root, placed, shown
@@ -37,7 +36,7 @@ def manifest(dataset: Dataset, published_folder: Path, seed: int) -> Published:
     root, named = root or path.parent, dataset.columns.named()
 
     def rows() -> Iterator[Row]:
-        return read_manifest(path, root, named, tqdm.write)
+        return read_manifest(path, root, named, ProgressBar.write)
 
     return Published(root, rows, (path,), lambda: images_named(path, named))
 

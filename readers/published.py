@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from images.tar_members import file_of
 from pipeline.errors import UserError
 from pipeline.files import fingerprint
+from pipeline.progress import ProgressBar
 from pipeline.schema import Dataset
 from readers.rejections import ADDRESS, FOREIGN_PATH, LINK, OUTSIDE
 
@@ -62,7 +61,7 @@ class Published:
     def fingerprints(self) -> dict[str, str]:
         """A digest of each of `lists`, and one of `files` together. They change when the published files do."""
         digest = hashlib.sha256()
-        for name in tqdm(self.files(), desc="looking for changes", unit="file", disable=None, delay=1):
+        for name in ProgressBar(self.files(), desc="looking for changes", unit="file", delay=1):
             try:
                 path = self.root / name
                 is_text = path.suffix.lower() in TEXT_FILES

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from images.files import check_images
 from pipeline.errors import UserError
 from pipeline.files import written_whole
 from pipeline.pairs import SCHEMA, SPLITS, distinct, numbered
+from pipeline.progress import ProgressBar
 from pipeline.schema import Dataset
 from readers.published import Row
 from readers.rejections import LINK, Rejection
@@ -52,7 +52,7 @@ def read_table(
         batches.append(pa.record_batch([pa.array(column, pa.string()) for column in columns], PUBLISHED))
         waiting.clear()
 
-    for position, row in enumerate(tqdm(rows, desc="reading", unit="row", disable=None)):
+    for position, row in enumerate(ProgressBar(rows, desc="reading", unit="row")):
         values: tuple[str | None, ...]
         values = (row.label, row.image, row.text.strip(), row.image_id or row.image, row.category, row.split)
         if row.rejected and not (follow_links and row.rejected[0] == LINK):

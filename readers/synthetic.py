@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.progress import ProgressBar
 from pipeline.schema import Dataset, Synthetic
 from readers.manifest import images_named, read_manifest
 from readers.published import Published
@@ -65,7 +65,7 @@ def draw(settings: Synthetic, seed: int, folder: Path) -> Path:
             (new / "images").mkdir()
             world = World(settings, random.Random(f"synthetic {seed}"))
             with (new / manifest.name).open("w", encoding="utf-8") as file:
-                for number in tqdm(range(settings.pairs), desc="drawing", unit="image", disable=None):
+                for number in ProgressBar(range(settings.pairs), desc="drawing", unit="image"):
                     image, text, topic = world.pair()
                     name = f"images/{number:06}.png"
                     image.save(new / name)

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import metrics
 from metrics import EmbeddedPairs, Scores
+from pipeline.progress import ProgressBar
 from pipeline.schema import Evaluation
 from reporting.figures import Figure, bootstrap_interval
 from reporting.precision_curves import Curves
@@ -34,7 +34,7 @@ def measure(pairs: EmbeddedPairs, evaluation: Evaluation, seed: int) -> tuple[di
     scores_of: dict[str, Scores] = {}
     left_out: list[str] = []
     asked_for = metrics.registered(evaluation).values()
-    for asked in tqdm(asked_for, desc="measuring", unit="metric", leave=False, disable=None):
+    for asked in ProgressBar(asked_for, desc="measuring", unit="metric", leave=False):
         metric = asked.as_measured(pairs) if asked.as_measured else asked
         if metric.name != asked.name:
             left_out.append(f"warning: the gallery is too small for {asked.title}; {metric.label} is measured")

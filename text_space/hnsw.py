@@ -14,7 +14,8 @@ from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
+
+from pipeline.progress import ProgressBar
 
 POINTS_AT_A_TIME = 10_000
 """Points added to a graph between two moves of the progress bar."""
@@ -67,7 +68,7 @@ class FaissGraph:
         self._index = faiss.IndexHNSWFlat(points.shape[1], links)
         self._index.hnsw.efConstruction = ef_construction
         faiss.omp_set_num_threads(threads)
-        with tqdm(total=len(points), desc="building HNSW", unit="vector", disable=None) as progress:
+        with ProgressBar(total=len(points), desc="building HNSW", unit="vector") as progress:
             for part in slices(len(points), POINTS_AT_A_TIME):
                 self._index.add(np.ascontiguousarray(points[part]))
                 progress.update(part.stop - part.start)

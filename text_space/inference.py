@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.files import open_array, read_json, write_json
 from pipeline.processes import cores
+from pipeline.progress import ProgressBar
 from pipeline.schema import Settings
 from text_space.doc2vec import embed_batches, text_batches
 
@@ -38,7 +38,7 @@ def embed_all(settings: Settings, count: int, unfinished: Path, vectors_path: Pa
     saved = time.monotonic()
     with (
         tokens_file.open("r+b" if resumed else "wb") as tokens,
-        tqdm(total=count, initial=done["texts"], desc="vectors", unit="text", disable=None) as progress,
+        ProgressBar(total=count, initial=done["texts"], desc="vectors", unit="text") as progress,
     ):
         tokens.truncate(done["tokens"] * np.dtype(np.int32).itemsize)
         tokens.seek(0, os.SEEK_END)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from datasketch import MinHash
-from tqdm import tqdm
 
 from pipeline.files import open_array, read_json, write_json
 from pipeline.processes import cores, in_order
+from pipeline.progress import ProgressBar
 
 TEXTS_AT_A_TIME = 5_000
 """Texts that a process signs at a time."""
@@ -63,7 +63,7 @@ def signatures(
         values, has_words = files
     texts = itertools.islice(texts, done, None)
     parts = iter(lambda: list(itertools.islice(texts, TEXTS_AT_A_TIME)), [])
-    bar = tqdm(total=count, initial=done, desc="near-duplicate texts: signatures", unit="text", disable=None)
+    bar = ProgressBar(total=count, initial=done, desc="near-duplicate texts: signatures", unit="text")
     sign = functools.partial(_sign, language=language)
     processes = cores() if count > 2 * TEXTS_AT_A_TIME else 0  # for few texts, starting processes takes longer
     with bar:
@@ -124,7 +124,7 @@ def near_duplicates(
     last = np.full(int(bucket_of.max(initial=-1)) + 1, -1, np.int64)
     previous = np.full(len(bucket_of), -1, np.int64)
     order = np.argsort(~protected[rows], kind="stable")
-    for number in tqdm(order.tolist(), desc="near-duplicate texts: comparing", unit="text", disable=None):
+    for number in ProgressBar(order.tolist(), desc="near-duplicate texts: comparing", unit="text"):
         row, meetings = int(rows[number]), range(starts[number], starts[number + 1])
         if not protected[row]:
             others = set()
@@ -158,7 +158,7 @@ def _meetings(
     candidates = np.flatnonzero(has_words)
     members, numbers, buckets = [], [], 0
     bands = range(0, PERMUTATIONS - rows + 1, rows)
-    for start in tqdm(bands, desc="near-duplicate texts: bands", unit="band", disable=None):
+    for start in ProgressBar(bands, desc="near-duplicate texts: bands", unit="band"):
         keys = np.zeros(len(candidates), np.uint64)
         for column in range(start, start + rows):
             keys += values[candidates, column] * _MULTIPLIERS[column]  # wraps around, as a hash may

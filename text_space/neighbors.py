@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.files import open_array, read_json, write_json
+from pipeline.progress import ProgressBar
 from pipeline.schema import Neighbors
 from text_space.hnsw import build_graph, choose_library, slices
 
@@ -165,7 +165,7 @@ def _search_all(search: Search, count: int, settings: Neighbors, folder: Path | 
             open_array(folder / "distances.npy", (count, settings.k), np.float32, first > 0),
         ]
         found = NeighborLists(*files)
-    with tqdm(total=count, initial=first, desc="searching neighbors", unit="row", disable=None) as progress:
+    with ProgressBar(total=count, initial=first, desc="searching neighbors", unit="row") as progress:
         for start in range(first, count, ROWS_AT_A_TIME):
             part = slice(start, min(start + ROWS_AT_A_TIME, count))
             positions, distances = search(np.arange(part.start, part.stop))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, lock, open_array, read_array, read_json, write_json, written_whole
+from pipeline.progress import ProgressBar
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -164,7 +164,7 @@ def _encode_all(cache: Path, encoder: "SentenceTransformer", texts: list[str], b
     done = read_json(done_file) if done_file.is_file() else 0
     size = encode(encoder, ["size"]).shape[1]
     vectors = open_array(cache / "distinct.npy", (len(texts), size), np.float32, keep=done > 0)
-    with tqdm(total=len(texts), initial=done, desc="vectors of texts", unit="text", disable=None) as progress:
+    with ProgressBar(total=len(texts), initial=done, desc="vectors of texts", unit="text") as progress:
         for start in range(done, len(texts), TEXTS_AT_A_TIME):
             some = texts[start : start + TEXTS_AT_A_TIME]
             vectors[start : start + len(some)] = encode(encoder, some, batch_size)

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from datasets import Prepared, TextInputs
 from images.loading import ImageSource, demand_readable
 from models import TwoStream
 from pipeline.devices import autocast
+from pipeline.progress import ProgressBar
 from pipeline.schema import Settings
 from training.image_sources import image_source
 
@@ -53,7 +53,7 @@ def embed_images(
     parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     batches = images.batches([(part, np.zeros(len(part), dtype=bool)) for part in parts])
     x = []
-    for batch in tqdm(batches, total=len(parts), desc="images", unit="batch", leave=False, disable=None):
+    for batch in ProgressBar(batches, total=len(parts), desc="images", unit="batch", leave=False):
         with autocast(precision, device):
             x.append(model.images(batch))
     return torch.cat(x)
@@ -74,7 +74,7 @@ def embed_texts(
     # Texts of like length share a batch, which leaves little padding.
     by_length = np.argsort(data.lengths(rows), kind="stable")
     y = []
-    for start in tqdm(range(0, len(rows), size), desc="texts", unit="batch", leave=False, disable=None):
+    for start in ProgressBar(range(0, len(rows), size), desc="texts", unit="batch", leave=False):
         tokens, lengths = data.texts(rows[by_length[start : start + size]])
         with autocast(precision, device):
             y.append(encoder(tokens.to(device), lengths))

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import __version__ as pillow_version
-from tqdm import tqdm
 
 from datasets import Prepared
 from images.backbones import build_backbone, is_given, pretrained_digest
@@ -23,6 +22,7 @@ from pipeline.files import fingerprint, open_array, read_array, read_json, write
 from pipeline.given_arrays import read_given
 from pipeline.pairs import Images
 from pipeline.processes import cores
+from pipeline.progress import ProgressBar
 from pipeline.registry import argument
 from pipeline.schema import ImageEncoder, Settings
 from pipeline.steps import versions
@@ -135,7 +135,7 @@ def cached_features(
     requests = [(part, np.zeros(len(part), dtype=bool)) for part in parts]
     with (
         written_whole(path) as temporary,
-        tqdm(total=count, desc=f"features of {settings.model.image.backbone}", unit="image", disable=None) as progress,
+        ProgressBar(total=count, desc=f"features of {settings.model.image.backbone}", unit="image") as progress,
     ):
         features = open_array(temporary, (count, 2, *shape[1:]), np.float16 if local else np.float32)
         for part, pixels in zip(parts, source.batches(requests), strict=True):

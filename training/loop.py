@@ -10,10 +10,10 @@ from pathlib import Path
 from types import FrameType
 
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from images.loading import PixelSource
 from pipeline.errors import Stopped, UserError
+from pipeline.progress import ProgressBar
 from training import distributed
 from training.checkpoints import resume, save_checkpoint, save_model
 from training.described_scalars import Board
@@ -64,11 +64,11 @@ def train_until_finished(trainer: Trainer, run: Path, checkpoint_minutes: float)
             trainer.images.on_wait = while_waiting
         if progress.step == 0:
             trainer.validate(board)  # the untrained model: where the curves begin
-            tqdm.write(trainer.last_validation)
+            ProgressBar.write(trainer.last_validation)
         while not trainer.finished():
             trainer.train_one_epoch(board, after_batch)
             improved = trainer.validate(board)
-            tqdm.write(trainer.last_validation)
+            ProgressBar.write(trainer.last_validation)
             if improved:
                 distributed.by_writer(lambda: save_model(run / "best.pt", trainer.model, progress.epoch, progress.step))
             checkpoint()

@@ -1,10 +1,10 @@
 """Images that were readable when the dataset was prepared and no longer are: warned of, counted, left out."""
 
 import numpy as np
-from tqdm import tqdm
 
 from images.loading import ImageSource, demand_readable
 from pipeline.output import in_one_line
+from pipeline.progress import ProgressBar
 from training import distributed
 
 
@@ -27,7 +27,8 @@ class LostImages:
     def warn(self) -> None:
         """Name the images that were lost since the last call. Raises UserError where they are too many."""
         for number in sorted(self.images.unreadable.keys() - self.warned_of):
-            tqdm.write(f"warning: {in_one_line(self.images.unreadable[number])}; its pairs are left out of the loss")
+            why = in_one_line(self.images.unreadable[number])
+            ProgressBar.write(f"warning: {why}; its pairs are left out of the loss")
             self.warned_of.add(number)
         demand_readable(self.images.unreadable, self.count, self.max_share)
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from datasets import NeighborTable, Prepared
 from models import seeded
 from pipeline.errors import UserError
+from pipeline.progress import ProgressBar
 from pipeline.registry import TEXT_ENCODERS
 from pipeline.schema import Settings, Siamese, TextEncoder
 from text_space.neighbors import exact_neighbors, on_sphere
@@ -98,7 +98,7 @@ def train_network(
         drawn = neighbors.draw(order, rng) if neighbors else np.full(len(rows), -1)
         network.train()
         starts = range(0, len(rows), settings.batch_size)
-        for start in tqdm(starts, desc=f"siamese epoch {epoch}", unit="batch", leave=False, disable=None):
+        for start in ProgressBar(starts, desc=f"siamese epoch {epoch}", unit="batch", leave=False):
             part = slice(start, start + settings.batch_size)
             texts = np.concatenate([rows[order[part]], drawn[part][drawn[part] >= 0]])
             alike, unlike = (torch.from_numpy(mask).to(device) for mask in relevance.alike(texts, texts))
@@ -113,7 +113,7 @@ def train_network(
             raise UserError(f"the validation loss is {val_loss} after epoch {epoch}; lower siamese.learning_rate")
         if val_loss < best_loss:
             best_loss, best_epoch, best = val_loss, epoch, copy.deepcopy(network.state_dict())
-        tqdm.write(f"epoch {epoch:3d}  val loss {val_loss:.4f}{' *' if best_epoch == epoch else ''}")
+        ProgressBar.write(f"epoch {epoch:3d}  val loss {val_loss:.4f}{' *' if best_epoch == epoch else ''}")
     network.load_state_dict(best)
     return {"epochs": epoch, "best_epoch": best_epoch, "best_val_loss": best_loss}
 

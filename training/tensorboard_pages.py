@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from tqdm import tqdm
 
 from datasets import Prepared
 from images.files import UnreadableImage, load_thumbnail
 from metrics import registered
 from pipeline.files import read_array
 from pipeline.pairs import read_pairs
+from pipeline.progress import ProgressBar
 from pipeline.schema import Settings
 from pipeline.settings import flatten
 from pipeline.work import Work
@@ -95,7 +95,7 @@ def _has_matplotlib() -> bool:
     """Whether panels can be drawn. Says once where they cannot."""
     if importlib.util.find_spec("matplotlib"):
         return True
-    tqdm.write("matplotlib is not installed: TensorBoard shows no panels of results")
+    ProgressBar.write("matplotlib is not installed: TensorBoard shows no panels of results")
     return False
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from datasets import BatchPlan, Prepared, plan_epoch
 from images.loading import ImageSource
@@ -19,6 +18,7 @@ from models import PVSE, TwoStream
 from pipeline.devices import autocast, to_device
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.progress import ProgressBar
 from pipeline.schema import Settings, Training
 from training import distributed
 from training.checkpoints import set_random_state
@@ -155,14 +155,14 @@ class Trainer:
         torch.manual_seed(seeds.generate_state(1)[0].item())
 
     def _with_bar(self, rest: list[BatchPlan], batches: int) -> Iterable[BatchPlan]:
-        return tqdm(
+        return ProgressBar(
             rest,
             f"epoch {self.progress.epoch} of {self.training.max_epochs}",
             batches,
             initial=self.progress.batches_done,
             unit="batch",
             leave=False,
-            disable=None if distributed.is_writer() else True,
+            disable=not distributed.is_writer(),
         )
 
     @staticmethod
@@ -250,7 +250,9 @@ class Trainer:
         for name, value in terms.items():
             board.add_scalar(f"data/{name}", value.item(), step)
         if hint := self.objective.hint_if_inactive(terms, self.data.image_ids[batch.rows]):
-            tqdm.write(f"warning: no triplet of the batch of step {step} is active, nothing is learned from it; {hint}")
+            ProgressBar.write(
+                f"warning: no triplet of the batch of step {step} is active, nothing is learned from it; {hint}"
+            )
 
     # Validation
 

@@ -14,7 +14,6 @@ import torch
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from datasets import Prepared
 from images.loading import ImageSource
@@ -22,6 +21,7 @@ from models import build_model
 from pipeline.devices import choose_device
 from pipeline.errors import UserError
 from pipeline.files import checksum, read_array, read_json, write_json
+from pipeline.progress import ProgressBar
 from pipeline.schema import ANGULAR, TRIPLET, Settings
 from pipeline.settings import flatten
 from pipeline.work import Work
@@ -60,7 +60,7 @@ def search(folder: Path, names: tuple[str, ...], settings: Settings) -> Weights:
         data = load_pairs(settings.work_folder, settings.features_folder, settings.model.text, device)
         images = image_source(settings, data, device)
         paper = dict(zip(("sym", "img", "text"), TRIPLET if settings.loss.base == "triplet" else ANGULAR, strict=True))
-        with tqdm(total=trials, initial=done, desc=folder.name, unit="trial", disable=None) as progress:
+        with ProgressBar(total=trials, initial=done, desc=folder.name, unit="trial") as progress:
             for number in range(done, trials):
                 # Seeded for each trial, so that a search that was stopped asks for what it would have asked for.
                 study.sampler = optuna.samplers.TPESampler(
