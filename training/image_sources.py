@@ -1,6 +1,7 @@
 """Where batches of images come from: cached features of a frozen backbone, a pixel cache, or the image files."""
 
 import hashlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from images.tar_members import file_of
 from models import seeded
 from pipeline.devices import autocast
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, open_array, read_array, read_json, write_array, write_json, written_whole
+from pipeline.files import fingerprint, flush_to_disk, open_array, read_array, read_json, write_array, write_json
 from pipeline.given_arrays import read_given
 from pipeline.pairs import Images
 from pipeline.processes import cores
@@ -26,6 +27,9 @@ from pipeline.progress import ProgressBar
 from pipeline.registry import argument
 from pipeline.schema import ImageEncoder, Settings
 from pipeline.steps import versions
+
+SECONDS_BETWEEN_NOTES = 30
+"""How much work on image features a kill may cost."""
 
 
 def worker_count(workers: int | None) -> int:
@@ -118,7 +122,18 @@ def cached_features(
         except (UserError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the image features {path.parent} are damaged ({error}); remove that folder") from None
     stamp.unlink(missing_ok=True)
+    unreadable = _compute_features(settings, images, device, path, inputs, local)
+    print(f"wrote {path}")
+    return _read_features(path, checksums_path, len(images.paths)), unreadable
 
+
+def _compute_features(
+    settings: Settings, images: Images, device: torch.device, path: Path, inputs: dict[str, object], local: bool
+) -> dict[int, str]:
+    """Compute the features, or those that a stopped call left, and write them with checksums and stamp.
+
+    Returns, by number, what is wrong with images that cannot be read. `inputs`: what the features are made from.
+    """
     with seeded(settings.seed):
         backbone = build_backbone(settings.model.image.backbone, settings.model.image.weights).to(device).eval()
     side, interpolation = input_of(settings.model.image)
@@ -126,31 +141,63 @@ def cached_features(
     count, size = len(images.paths), max(settings.evaluation.batch_size // 4, 1)
     files = ImageFiles(images, side, settings.dataset.max_pixels, interpolation=interpolation)
     source = PixelSource(files, worker_count(settings.training.workers), device)
-    parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
     compute = backbone.local_features if local else backbone
     with autocast(settings.training.precision, device):
         shape = compute(torch.zeros(1, 3, side, side).byte().to(device)).shape
     if local:
         print(f"writing {2 * 2 * count * shape[1:].numel() / 2**30:.2f} GiB of local features to {path}")
+    partial = _PartialFeatures(path, inputs, (count, 2, *shape[1:]), np.float16 if local else np.float32)
+    source.unreadable.update(partial.unreadable)
+    parts = [np.arange(start, min(start + size, count)) for start in range(partial.done, count, size)]
     requests = [(part, np.zeros(len(part), dtype=bool)) for part in parts]
-    with (
-        written_whole(path) as temporary,
-        ProgressBar(total=count, desc=f"features of {settings.model.image.backbone}", unit="image") as progress,
-    ):
-        features = open_array(temporary, (count, 2, *shape[1:]), np.float16 if local else np.float32)
+    title = f"features of {settings.model.image.backbone}"
+    with ProgressBar(total=count, desc=title, unit="image", initial=partial.done) as progress:
         for part, pixels in zip(parts, source.batches(requests), strict=True):
             with autocast(settings.training.precision, device):
                 both = compute(torch.cat([pixels, pixels.flip(3)]))
-            features[part] = both.float().unflatten(0, (2, len(part))).transpose(0, 1).cpu().numpy()
+            partial.add(
+                part, both.float().unflatten(0, (2, len(part))).transpose(0, 1).cpu().numpy(), source.unreadable
+            )
             demand_readable(source.unreadable, count, settings.training.max_unreadable_share)
             progress.update(len(part))
-        features[list(source.unreadable)] = np.nan
-        features.flush()
-        checksums = np.stack([row_checksums(both) for both in features])
-    write_array(checksums_path, checksums)
-    write_json(stamp, {"made_from": inputs, "unreadable": source.unreadable, "versions": versions()})
-    print(f"wrote {path}")
-    return _read_features(path, checksums_path, count), source.unreadable
+    partial.finish(source.unreadable)
+    return source.unreadable
+
+
+class _PartialFeatures:
+    """Features on their way to `path`: a file beside it, and a note of how many images it holds."""
+
+    def __init__(self, path: Path, inputs: dict[str, object], shape: tuple[int, ...], dtype: type) -> None:
+        self.path, self.partial, self.note = path, path.with_suffix(".partial.npy"), path.with_suffix(".partial.json")
+        self.made_from = {"made_from": inputs, "versions": versions()}
+        noted = read_json(self.note) if self.note.is_file() and self.partial.is_file() else {}
+        is_same = {name: noted.get(name) for name in self.made_from} == self.made_from
+        self.done: int = noted["done"] if is_same else 0
+        self.unreadable = {int(number): why for number, why in noted["unreadable"].items()} if is_same else {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.features = open_array(self.partial, shape, dtype, keep=self.done > 0)
+        self.saved = time.monotonic()
+        if self.done:
+            print(f"{self.done:,} of {shape[0]:,} images have their features; resuming")
+
+    def add(self, part: np.ndarray, features: np.ndarray, unreadable: dict[int, str]) -> None:
+        """Write the features of the images `part`, which follow those before."""
+        self.features[part] = features
+        self.done = int(part[-1]) + 1
+        if time.monotonic() - self.saved >= SECONDS_BETWEEN_NOTES:
+            self.features.flush()
+            write_json(self.note, {**self.made_from, "done": self.done, "unreadable": unreadable})
+            self.saved = time.monotonic()
+
+    def finish(self, unreadable: dict[int, str]) -> None:
+        """Put the features in their place, with checksums and, last, the stamp."""
+        self.features[list(unreadable)] = np.nan
+        self.features.flush()
+        write_array(self.path.with_suffix(".checksums.npy"), np.stack([row_checksums(both) for both in self.features]))
+        flush_to_disk(self.partial)
+        self.partial.replace(self.path)
+        write_json(self.path.with_suffix(".json"), {**self.made_from, "unreadable": unreadable})
+        self.note.unlink(missing_ok=True)
 
 
 def _read_features(path: Path, checksums: Path, count: int) -> CheckedRows:
