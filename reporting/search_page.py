@@ -6,6 +6,7 @@ Only the user who started the server can use it:
 - It answers only requests for that address or localhost, so that a foreign name that points here gets nothing.
 - The page loads nothing from other hosts.
 - The server sends indexed images only, by pair number, encoded again as JPEG.
+- Pages of other sites can link to the page, and do nothing else: they send no pictures and show none of its images.
 """
 
 import base64
@@ -17,13 +18,12 @@ import socket
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, abort, g, render_template, request
 from flask.wrappers import Response
 from PIL import Image
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
-from werkzeug.serving import BaseWSGIServer, make_server
 
 from images.files import UnreadableImage, load_thumbnail
 from pipeline.errors import UserError
@@ -33,8 +33,19 @@ from reporting.retrieval_index import Index
 from training.encoder import RunEncoder
 from training.runs import readable_name
 
+if TYPE_CHECKING:
+    from waitress.server import BaseWSGIServer
+
 HOST = "127.0.0.1"
-UPLOAD_BYTES, UPLOAD_PIXELS = 32 * 2**20, 64_000_000
+UPLOAD_BYTES, UPLOAD_PIXELS = 32 * 2**20, 25_000_000
+"""Limits of a picture. A dataset was checked once; a picture comes from anyone, and is decoded twice while its sender
+waits. 24 megapixels are what most cameras take, and need 100 MB and about a second.
+"""
+MAX_PICTURES = 3
+"""Uploaded pictures at a time: one is decoded, the others wait. THREADS is larger, so that words are still answered."""
+THREADS, CONNECTIONS = 8, 300
+TIMEOUT_S = 30
+"""Seconds after which a connection that sends nothing is closed."""
 THUMBNAIL_SIDE, LARGE_SIDE = 320, 1600
 """Pixels of the longer side of an image, among the results and on its own."""
 MAX_RESULTS = 384
@@ -51,7 +62,9 @@ class SearchPage:
         self.encoder, self.index = encoder, index
         self.default_top, self.default_split = default_top, default_split
         self.decoding = threading.Lock()  # one image at a time: a large one takes hundreds of megabytes
-        self.jpeg = functools.lru_cache(maxsize=2000)(self._jpeg)
+        self.pictures, self.decoding_picture = threading.BoundedSemaphore(MAX_PICTURES), threading.Lock()
+        self.thumbnail = functools.lru_cache(maxsize=2000)(functools.partial(self._jpeg, longest=THUMBNAIL_SIDE))
+        self.large = functools.lru_cache(maxsize=50)(functools.partial(self._jpeg, longest=LARGE_SIDE))
 
     def search(self) -> Page:
         """GET: search by words or by an indexed image."""
@@ -79,15 +92,20 @@ class SearchPage:
         asked: dict[str, Any] = {"split": split, "top": top}
         if upload is None or not upload.filename:
             return self.render(400, error="Choose a picture, or drop one here.", **asked)
-        with tempfile.TemporaryDirectory() as folder, self.decoding:
-            path = Path(folder) / "picture"
-            upload.save(path)
-            try:
+        if not self.pictures.acquire(blocking=False):
+            return self.render(503, error="Other pictures are being read. Try again in a few seconds.", **asked)
+        try:
+            with tempfile.TemporaryDirectory() as folder, self.decoding_picture:
+                path = Path(folder) / "picture"
+                upload.save(path)
                 among = None if split == "all" else split
                 answer = answer_image(self.encoder, self.index, path, top, among, max_pixels=UPLOAD_PIXELS)
                 thumbnail = to_jpeg(load_thumbnail(path, THUMBNAIL_SIDE, UPLOAD_PIXELS))
-            except (UserError, UnreadableImage) as error:
-                return self.render(400, error=f"{str(error).replace(str(path), upload.filename)}.", **asked)
+        except (UserError, UnreadableImage) as error:
+            why = str(error).replace(str(path), upload.filename).replace("dataset.max_pixels", "this page's limit of")
+            return self.render(400, error=f"{why}.", **asked)
+        finally:
+            self.pictures.release()
         answer["query"]["image"] = upload.filename
         picture = "data:image/jpeg;base64," + base64.b64encode(thumbnail).decode("ascii")
         return self.render(answer=answer, picture=picture, **asked)
@@ -97,7 +115,7 @@ class SearchPage:
         if not self.index.holds_image(pair):
             abort(404)
         try:
-            content = self.jpeg(pair, LARGE_SIDE if size else THUMBNAIL_SIDE)
+            content = self.large(pair) if size else self.thumbnail(pair)
         except UnreadableImage:
             abort(404)
         response = Response(content, mimetype="image/jpeg")
@@ -134,6 +152,7 @@ def make_app(encoder: RunEncoder, index: Index, default_top: int = 24, default_s
     page = SearchPage(encoder, index, default_top, default_split)
     app = Flask(__name__, template_folder=str(Path(__file__).parent), static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=UPLOAD_BYTES, TRUSTED_HOSTS=[HOST, "localhost"])
+    app.before_request(_refuse_other_sites)
     app.before_request(_draw_nonce)
     app.after_request(_restrict)
     app.get("/")(page.search)
@@ -152,6 +171,14 @@ def make_app(encoder: RunEncoder, index: Index, default_top: int = 24, default_s
     return app
 
 
+def _refuse_other_sites() -> None:
+    """Other sites, and other ports of this computer, may link to the page. Browsers say where a request comes from."""
+    is_link = request.method in ("GET", "HEAD") and request.headers.get("Sec-Fetch-Mode") == "navigate"
+    is_page = is_link and request.headers.get("Sec-Fetch-Dest") == "document"
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin") and not is_page:
+        abort(403)
+
+
 def _draw_nonce() -> None:
     """Only the page's own script and style, which have this request's nonce, are run and applied."""
     g.nonce = secrets.token_urlsafe(16)
@@ -164,6 +191,7 @@ def _restrict(response: Response) -> Response:
         "base-uri 'none'; frame-ancestors 'none'"
     )
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
@@ -176,19 +204,30 @@ def to_jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def local_server(app: Flask, port: int) -> BaseWSGIServer:
+def local_server(app: Flask, port: int) -> "BaseWSGIServer":
     """A server for this computer only. Port 0 takes a free one. Raises UserError where the port is in use."""
+    from waitress import create_server
+
     try:
-        listening = socket.create_server((HOST, port))
+        listening = socket.create_server((HOST, port), backlog=CONNECTIONS)
     except OSError as error:
         raise UserError(f"cannot listen on port {port}: {error.strerror}; choose another with --port") from None
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no log line for every image
-    with listening:  # the server duplicates the socket
-        return make_server(HOST, listening.getsockname()[1], app, threaded=True, fd=listening.fileno())
+    logging.getLogger("waitress").setLevel(logging.ERROR)  # it warns whenever requests wait
+    return create_server(
+        app,
+        sockets=[listening],
+        threads=THREADS,
+        connection_limit=CONNECTIONS,
+        channel_timeout=TIMEOUT_S,
+        cleanup_interval=TIMEOUT_S // 3,
+        max_request_header_size=2**16,
+        max_request_body_size=4 * UPLOAD_BYTES,  # up to here the page says what is wrong
+        ident=None,  # no header that names the server
+    )
 
 
 def serve(app: Flask, port: int) -> None:
     """Serve the page until Ctrl-C. Errors as for `local_server`."""
     server = local_server(app, port)
-    print(f"serving http://{HOST}:{server.port}/ to this computer until Ctrl-C", flush=True)
-    server.serve_forever()
+    print(f"serving http://{HOST}:{server.effective_port}/ to this computer until Ctrl-C", flush=True)
+    server.run()

@@ -1,6 +1,7 @@
 """search.py and encode.py on a tiny trained run whose images have two texts each: answers, files, the page's server."""
 
 import base64
+import concurrent.futures
 import csv
 import io
 import json
@@ -9,10 +10,14 @@ import random
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -45,7 +50,7 @@ from ranking import nearest
 from readers.synthetic import World
 from reporting.answers import answer_image, answer_pair, answer_text, fit_columns, printable
 from reporting.retrieval_index import Index, open_index
-from reporting.search_page import UPLOAD_BYTES, local_server, make_app
+from reporting.search_page import MAX_PICTURES, TIMEOUT_S, UPLOAD_BYTES, local_server, make_app
 from training.embedding import embed_pairs
 from training.encoder import RunEncoder
 from training.image_sources import image_source
@@ -477,10 +482,11 @@ def png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bomb", "text", "cut off", "empty", "svg"])
+@pytest.mark.parametrize("kind", ["bomb", "large", "text", "cut off", "empty", "svg"])
 def test_hostile_pictures_get_a_message(client: FlaskClient, kind: str) -> None:
     content = {
         "bomb": png(60_000, 60_000),
+        "large": png(5_001, 5_000),
         "text": b"no image",
         "empty": b"",
         "svg": b"<svg onload='alert(1)'/>",
@@ -491,6 +497,7 @@ def test_hostile_pictures_get_a_message(client: FlaskClient, kind: str) -> None:
     assert "photo.png is no image that can be read" in answer.text
     assert "Traceback" not in answer.text
     assert "/tmp" not in answer.text
+    assert ("more than this page&#39;s limit of 25000000" in answer.text) == (kind in ("bomb", "large"))
 
 
 @pytest.mark.slow
@@ -532,6 +539,85 @@ def test_other_hosts_are_refused_and_nothing_comes_from_elsewhere(client: FlaskC
 
 
 @pytest.mark.slow
+def test_other_sites_may_only_link_to_the_page(client: FlaskClient) -> None:
+    for site in ("cross-site", "same-site"):
+        embedded = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+        link = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+        assert client.get("/image/0", headers=embedded).status_code == 403
+        assert client.get("/", headers=link).status_code == 200
+        assert client.get("/", headers=link | {"Sec-Fetch-Dest": "iframe"}).status_code == 403
+        assert client.post("/", headers=link).status_code == 403
+    own = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    assert client.get("/image/0", headers=own).status_code == 200
+
+
+@pytest.mark.slow
+def test_everything_is_for_this_origin_alone_and_names_no_server(address: str) -> None:
+    for path in ("", "image/0", "image/0/large", "image/1", "nowhere", "?pair=21", f"image/{'9' * 5000}"):
+        try:
+            with urllib.request.urlopen(address + path, timeout=60) as answer:
+                headers = answer.headers
+        except urllib.error.HTTPError as error:
+            headers = error.headers
+        assert headers["Cross-Origin-Resource-Policy"] == headers["Cross-Origin-Opener-Policy"] == "same-origin", path
+        assert headers["X-Content-Type-Options"] == "nosniff" and "Access-Control-Allow-Origin" not in headers
+        assert "Server" not in headers and "Via" not in headers
+
+
+@pytest.mark.slow
+def test_pictures_wait_for_each_other_and_nothing_waits_for_them(client: FlaskClient, index: Index, run: Path) -> None:
+    page = client.application.view_functions["image"].__self__
+    content = Path(index.describe(20)["path"]).read_bytes()
+    for _ in range(MAX_PICTURES):
+        page.pictures.acquire()
+    answer = upload(client, content)
+    assert answer.status_code == 503 and "Try again" in answer.text
+    page.pictures.release()
+    with page.decoding:  # a large image of the dataset is being decoded
+        assert upload(client, content).status_code == 200
+    page.thumbnail.cache_clear()
+    with page.decoding_picture:
+        assert client.get("/image/0").status_code == client.get("/", query_string={"pair": 20}).status_code == 200
+    for _ in range(MAX_PICTURES - 1):
+        page.pictures.release()
+    assert upload(client, b"no image").status_code == 400
+    for _ in range(MAX_PICTURES):  # each was released, after a mistake too
+        assert page.pictures.acquire(blocking=False)
+    for _ in range(MAX_PICTURES):
+        page.pictures.release()
+    decoded = page.thumbnail.cache_info().misses
+    client.get("/image/0")
+    assert page.thumbnail.cache_info().misses == decoded
+
+
+@pytest.mark.slow
+def test_two_hundred_queries_at_once_are_answered(address: str, run: Path) -> None:
+    query = urllib.parse.urlencode({"text": table_of(run)[0]["text"], "top": 1})
+
+    def ask(_: int) -> int:
+        with urllib.request.urlopen(f"{address}?{query}", timeout=120) as answer:
+            return answer.status
+
+    with concurrent.futures.ThreadPoolExecutor(200) as pool:
+        assert set(pool.map(ask, range(200))) == {200}
+
+
+@pytest.mark.slow
+def test_connections_that_send_nothing_are_closed(client: FlaskClient) -> None:
+    server = local_server(client.application, 0)
+    with socket.create_connection(("127.0.0.1", server.effective_port), timeout=60) as idle:
+        idle.sendall(b"GET / HTTP/1.1\r\n")
+        server.handle_accept()
+        (channel,) = server.active_channels.values()
+        server.maintenance(time.time() + TIMEOUT_S - 10)
+        assert not channel.will_close
+        server.maintenance(time.time() + TIMEOUT_S + 10)
+        assert channel.will_close
+    server.close()
+    server.task_dispatcher.shutdown()
+
+
+@pytest.mark.slow
 def test_the_page_is_served_until_ctrl_c_and_a_port_in_use_is_told(
     run: Path, index: Index, client: FlaskClient
 ) -> None:
@@ -561,12 +647,12 @@ def test_the_page_is_served_until_ctrl_c_and_a_port_in_use_is_told(
 def address(encoder: RunEncoder, index: Index) -> Iterator[str]:
     """Where the page is served."""
     server = local_server(make_app(encoder, index), 0)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.run)
     thread.start()
-    yield f"http://127.0.0.1:{server.port}/"
-    server.shutdown()
+    yield f"http://127.0.0.1:{server.effective_port}/"
+    server.trigger.pull_trigger(server.close)
     thread.join()
-    server.server_close()
+    server.task_dispatcher.shutdown()
 
 
 def wait_for(browser: "Chrome", what: Callable[["Chrome"], Any]) -> Any:
