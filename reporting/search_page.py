@@ -26,6 +26,7 @@ from PIL import Image
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from images.files import UnreadableImage, load_thumbnail
+from images.tar_members import file_of
 from pipeline.errors import UserError
 from pipeline.pairs import SPLITS
 from reporting.answers import answer_image, answer_pair, answer_text
@@ -62,6 +63,7 @@ class SearchPage:
         self.encoder, self.index = encoder, index
         self.default_top, self.default_split = default_top, default_split
         self.decoding = threading.Lock()  # one image at a time: a large one takes hundreds of megabytes
+        self.upload_pixels = min(UPLOAD_PIXELS, encoder.settings.dataset.max_pixels)
         self.pictures, self.decoding_picture = threading.BoundedSemaphore(MAX_PICTURES), threading.Lock()
         self.thumbnail = functools.lru_cache(maxsize=2000)(functools.partial(self._jpeg, longest=THUMBNAIL_SIDE))
         self.large = functools.lru_cache(maxsize=50)(functools.partial(self._jpeg, longest=LARGE_SIDE))
@@ -99,8 +101,8 @@ class SearchPage:
                 path = Path(folder) / "picture"
                 upload.save(path)
                 among = None if split == "all" else split
-                answer = answer_image(self.encoder, self.index, path, top, among, max_pixels=UPLOAD_PIXELS)
-                thumbnail = to_jpeg(load_thumbnail(path, THUMBNAIL_SIDE, UPLOAD_PIXELS))
+                answer = answer_image(self.encoder, self.index, path, top, among, max_pixels=self.upload_pixels)
+                thumbnail = to_jpeg(load_thumbnail(path, THUMBNAIL_SIDE, self.upload_pixels))
         except (UserError, UnreadableImage) as error:
             why = str(error).replace(str(path), upload.filename).replace("dataset.max_pixels", "this page's limit of")
             return self.render(400, error=f"{why}.", **asked)
@@ -115,8 +117,9 @@ class SearchPage:
         if not self.index.holds_image(pair):
             abort(404)
         try:
-            content = self.large(pair) if size else self.thumbnail(pair)
-        except UnreadableImage:
+            changed = file_of(Path(self.index.describe(pair)["path"])).stat().st_mtime_ns
+            content = self.large(pair, changed) if size else self.thumbnail(pair, changed)
+        except (OSError, UnreadableImage):
             abort(404)
         response = Response(content, mimetype="image/jpeg")
         response.add_etag()
@@ -141,7 +144,7 @@ class SearchPage:
         top = request.values.get("top", self.default_top, type=int)
         return split if split in SPLITS else "all", min(max(top, 1), MAX_RESULTS)
 
-    def _jpeg(self, pair: int, longest: int) -> bytes:
+    def _jpeg(self, pair: int, _changed: int, longest: int) -> bytes:
         path = self.index.describe(pair)["path"]
         with self.decoding:
             return to_jpeg(load_thumbnail(path, longest, self.encoder.settings.dataset.max_pixels))
@@ -194,6 +197,8 @@ def _restrict(response: Response) -> Response:
     response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["X-Content-Type-Options"] = "nosniff"
+    if response.status_code == 503:
+        response.headers["Retry-After"] = "5"
     return response
 
 

@@ -565,13 +565,37 @@ def test_everything_is_for_this_origin_alone_and_names_no_server(address: str) -
 
 
 @pytest.mark.slow
+def test_a_thumbnail_follows_its_file(encoder: RunEncoder, index: Index) -> None:
+    page, path = make_app(encoder, index).test_client(), Path(index.describe(20)["path"])
+    saved, status = path.read_bytes(), path.stat()
+    before = page.get("/image/20").data
+    try:
+        Image.new("RGB", (32, 32), "red").save(path, "PNG")
+        assert page.get("/image/20").data != before
+        path.unlink()
+        assert page.get("/image/20").status_code == 404
+    finally:
+        path.write_bytes(saved)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert page.get("/image/20").data == before
+
+
+def test_an_upload_has_no_more_pixels_than_the_datasets_images(encoder: RunEncoder, index: Index) -> None:
+    limit = encoder.settings.dataset.max_pixels
+    encoder.settings.dataset.max_pixels = 10_000
+    try:
+        assert upload(make_app(encoder, index).test_client(), png(101, 100)).status_code == 400
+    finally:
+        encoder.settings.dataset.max_pixels = limit
+
+
 def test_pictures_wait_for_each_other_and_nothing_waits_for_them(client: FlaskClient, index: Index, run: Path) -> None:
     page = client.application.view_functions["image"].__self__
     content = Path(index.describe(20)["path"]).read_bytes()
     for _ in range(MAX_PICTURES):
         page.pictures.acquire()
     answer = upload(client, content)
-    assert answer.status_code == 503 and "Try again" in answer.text
+    assert answer.status_code == 503 and "Try again" in answer.text and answer.headers["Retry-After"] == "5"
     page.pictures.release()
     with page.decoding:  # a large image of the dataset is being decoded
         assert upload(client, content).status_code == 200
