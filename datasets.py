@@ -179,10 +179,11 @@ class NeighborTable:
         return are_listed(candidates, self.indices[np.searchsorted(self.rows, rows)])
 
     def match(self, rng: np.random.Generator) -> np.ndarray:
-        """The position of each train pair's partner, its own where it stays single: (R,) int64, a random matching.
+        """A random matching: the position of each train pair's partner, (R,) int64, its own where it stays single.
 
-        In random order, a pair without a partner takes one of its neighbors that have none, uniformly. A block of pairs
-        asks at once: where several name the same pair the first in order gets it, and the others ask again.
+        Pairs choose in random order. A pair without a partner chooses one of its neighbors without a partner, each
+        equally likely. A block of pairs chooses at once. Where several choose the same pair the first in order gets
+        it, and the others choose again.
         """
         partner = np.full(self.rows[-1] + 2, -1)  # by pair number
         partner[-1] = 0  # what fills up a list is never free
@@ -202,9 +203,9 @@ class NeighborTable:
         return np.searchsorted(self.rows, np.where(of_row < 0, self.rows, of_row))
 
     def draw_within(self, positions: np.ndarray, batches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One pair number (int64) for each train pair, given by its position: a neighbor in its batch, or -1.
+        """Draw a neighbor in the same batch for each train pair: pair numbers (R,) int64, -1 where there is none.
 
-        Uniform over those of the batch that are in the pair's own list. batches: (R,) int64, each pair's batch.
+        Every neighbor in the batch is equally likely. positions: (R,), the pairs. batches: (R,) int64, their batches.
         """
         batch_of = np.full(self.rows[-1] + 2, -1)  # by pair number
         batch_of[self.rows[positions]] = batches
@@ -293,7 +294,7 @@ class BatchPlan:
 
     @property
     def positives(self) -> np.ndarray:
-        """(B,) the drawn neighbors. A pair that has none stands in for its own, and is masked in the losses."""
+        """(B,) the drawn neighbors. A pair without one has itself here, and the losses mask it."""
         return np.where(self.neighbors >= 0, self.neighbors, self.rows)
 
     def part(self, places: slice) -> "BatchPlan":
@@ -343,9 +344,9 @@ def plan_epoch(
 
 
 def order_of_couples(partner: np.ndarray, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-    """Positions (R,) in random order but for couples, which stay together, and where in it each batch begins.
+    """Positions (R,) in random order, and where in it each batch begins. Couples stand together.
 
-    A batch holds `batch_size` pairs, or one fewer where a couple would be torn apart. partner: (R,), as of `match`.
+    A batch holds `batch_size` pairs, or one fewer where it would divide a couple. partner: (R,), as `match` returns.
     """
     first = rng.permutation(np.flatnonzero(partner >= np.arange(len(partner))))
     couples = np.stack([first, partner[first]], axis=1)

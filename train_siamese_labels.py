@@ -3,11 +3,15 @@
     python train_siamese_labels.py [--config FILE.yaml] [--siamese.encoder graph|bag_of_words|gru] ...
 
 Reads pairs.parquet, the token sequences, word vectors and Doc2Vec vectors in WORK and, where siamese.relevance is by
-neighbors, the neighbor table. Writes into WORK/siamese vectors.npy (float32, pairs x siamese.dimensions: every text's
-side of the comparison, zeros for a text without a known word) and comparison.npy (float32, the weight of each dimension
-and a bias): two texts are alike with the probability sigmoid(sum of weight x a x b + bias). Prints, and leaves in
-train_siamese_labels.json, how often that is right for pairs of test texts, next to chance and to the cosine of their
-Doc2Vec vectors with the threshold that is best on the val split.
+neighbors, the neighbor table. Writes into WORK/siamese:
+
+- vectors.npy (float32, pairs x siamese.dimensions): a vector of every text; zeros for a text without a known word;
+- comparison.npy (float32): a weight for each dimension, and a bias;
+- train_siamese_labels.json: the figures that are printed.
+
+Texts with vectors a and b are alike with the probability sigmoid(sum of weight x a x b + bias). Prints the balanced
+accuracy on pairs of test texts, beside chance and beside the cosine of their Doc2Vec vectors, whose threshold is the
+best of the val split.
 """
 
 import functools

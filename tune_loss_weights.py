@@ -1,13 +1,17 @@
-"""Search the weights SYM, IMG and TEXT of Eq. 8 on the validation split, the baseline's SYM just as thoroughly.
+"""Search the weights SYM, IMG and TEXT of Eq. 8 on the validation split.
 
     python tune_loss_weights.py --config configs/web_news.yaml --tuning.trials 30
 
-The authors say of the three weights that they "should be optimized on your dataset". Two searches with the same number
-of trials, so that a gain of the method is none of the tuning: `baseline` varies SYM with IMG = TEXT = 0, `method` all
-three. Each starts with the paper's weights, and then asks Optuna's TPE sampler. A trial is a training as in step 4,
-stopped as there, and sooner where it lies below the median of earlier trials after as many epochs. Its figure is k-way
-Recall@1 of the validation split, k the first of evaluation.kway, mean of both directions, at the epoch of the lowest
-validation loss. The test split is not looked at: that is evaluate.py's, once, for a run with the weights found.
+The authors say of the three weights that they "should be optimized on your dataset". Two searches have the same number
+of trials, so that a gain of the method does not come from its tuning:
+
+- `baseline` varies SYM, with IMG = TEXT = 0;
+- `method` varies all three.
+
+A search tries the paper's weights first, then those that Optuna's TPE sampler proposes. A trial is a training as in
+step 4. It also stops where it lies below the median of earlier trials after as many epochs. Its figure is k-way
+Recall@1 of the validation split, at the epoch of the lowest validation loss: k is the first of evaluation.kway, and
+both directions are averaged. The test split is not read. Evaluate a run with the weights found on it once.
 
 Reads what step 4 reads. Writes WORK/tuning/<settings>/<search>/: trials.db (Optuna's), best.json, and for each trial
 TensorBoard curves and HParams. A stopped search is resumed. A search for more trials reuses those that exist.
