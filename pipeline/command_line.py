@@ -1,6 +1,7 @@
 """The command line of every script: flags for every setting, help, and mistakes that end in one line."""
 
 import argparse
+import errno
 import os
 import re
 import shlex
@@ -174,6 +175,10 @@ def without(argv: list[str], flags: Iterable[str]) -> list[str]:
     return parser.parse_known_args(argv)[1]
 
 
+REFUSED_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+"""How a file system refuses a path. Whatever function of Python met it, the mistake is the path's."""
+
+
 def say_next(*words: str | Path) -> None:
     """Print the command to run next, the same way in every script."""
     print("next:", shlex.join(map(str, words)))
@@ -203,6 +208,10 @@ def run_script(main: Callable[[], object], then: str | None = None) -> None:
                 2, f"torch.compile failed ({reason}); install a C++ compiler such as g++, or leave out training.compile"
             )
         raise
+    except OSError as error:
+        if error.filename is None or error.errno not in REFUSED_PATHS:
+            raise
+        _end(2, f"{error.strerror}: {os.fsdecode(error.filename)}; name another path, or mend this one")
     except KeyboardInterrupt:
         _end(130, "interrupted")
 

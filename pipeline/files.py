@@ -80,8 +80,11 @@ def is_whole(stamp: Path, made_from: Mapping[str, Any], outputs: Collection[Path
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder. The file there replaces `path` when the block ends without an error.
 
-    Raises UserError where the disk is full or not writable; the old file, if any, is then unchanged.
+    Raises UserError where the path is a folder, and where the disk is full or not writable; the old file, if any, is
+    then unchanged.
     """
+    if os.path.isdir(path):
+        raise UserError(f"cannot write {path}: it is a folder; name a file")
     prefix = f".{path.name}.{platform.node()}."
     temporary = path.with_name(f"{prefix}{os.getpid()}.part{path.suffix}")
     try:

@@ -61,7 +61,10 @@ def run_script(
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
     else:
-        with tempfile.NamedTemporaryFile("r+") as stdout, tempfile.NamedTemporaryFile("r+") as stderr:
+        with (
+            tempfile.NamedTemporaryFile("r+", newline="") as stdout,
+            tempfile.NamedTemporaryFile("r+", newline="") as stderr,
+        ):
             process = with_libraries().Process(
                 target=script_process.run, args=(command, str(ROOT), stdout.name, stderr.name)
             )

@@ -1,8 +1,11 @@
 """What is printed never decides whether what was computed is kept."""
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -82,3 +85,43 @@ def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path: Path, redirec
     end = 'file = open("table", "w"); import os; [os.write(n, b"noise") for n in (1, 2)]; print("all", file=file)'
     code, _ = run(tmp_path, redirect=redirect, end=end)
     assert code == 0 and (tmp_path / "table").read_text() == "all\n"
+
+
+PROGRESS = r"""
+import sys; sys.path.insert(0, {root!r})
+from pipeline.command_line import run_script
+def main():
+    from tqdm import tqdm
+    with tqdm(total=2, desc="outer \x1b[2J\x1b[Aname", disable=None, mininterval=0) as outer:
+        for _ in tqdm(range(2), desc="inner\rname", leave=False, disable=None, mininterval=0):
+            outer.update()
+            tqdm.write("a \x1b[2J\x9bmline", file=sys.stderr)
+    raise ValueError("\x1b]0;in a traceback\x07")
+run_script(main)
+"""
+
+
+def test_on_a_terminal_only_progress_bars_command(tmp_path: Path) -> None:
+    """Bars move and are drawn anew; what their names, lines beside them and tracebacks hold is escaped."""
+    script = tmp_path / "script.py"
+    script.write_text(PROGRESS.format(root=str(ROOT)), encoding="utf-8")
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 100))
+    done = subprocess.Popen([sys.executable, str(script)], stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    printed = b""
+    with contextlib.suppress(OSError):  # the terminal's other end is closed
+        while part := os.read(ours, 65536):
+            printed += part
+    os.close(ours)
+    assert done.wait() == 1
+    text = printed.decode()
+    assert "\x1b[A" in text and "\r" in text, "tqdm needs no control characters, so the test would show nothing"
+    assert "\x1b" not in text.replace("\x1b[A", "") and "\x9b" not in text and "\x07" not in text
+    for escaped in (
+        "outer \\u001b[2J\\u001b[Aname",
+        "inner\\u000dname",
+        "a \\u001b[2J\\u009bmline",
+        "\\u001b]0;in a trace",
+    ):
+        assert escaped in text
