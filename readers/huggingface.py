@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from images.tar_members import without_place
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.progress import ProgressBar
 from pipeline.schema import Dataset
 from readers.columns import as_text, choose_columns
@@ -90,9 +90,9 @@ def shards_of_images(root: Path, tables: list[str], named: Named, folder: Path) 
         "tables": [[str(root.absolute() / name), status.st_size, status.st_mtime_ns] for name, status in files],
     }
     try:
-        if json.loads(stamp.read_text(encoding="utf-8")) == made and len([*folder.glob("*.tar")]) == len(tables):
+        if read_json(stamp) == made and len([*folder.glob("*.tar")]) == len(tables):
             return folder
-    except (OSError, ValueError):
+    except UserError:
         pass
     try:
         with written_whole_folder(folder) as new:
@@ -176,7 +176,7 @@ def _records(root: Path, tables: list[str], named: Named, folder: Path) -> Itera
     """The rows of the tables, by our names of columns, their images as paths in the shards of `folder`."""
     split_of = splits_by_name(tables)
     for table, name in enumerate(tables):
-        paths = json.loads((folder / f"{table:05}.json").read_text(encoding="utf-8"))
+        paths = read_json(folder / f"{table:05}.json")
         with _readable(root / name):
             say = (lambda line: None) if table else ProgressBar.write
             for row, (path, record) in enumerate(zip(paths, _texts(root / name, named, say), strict=True), start=1):
