@@ -57,7 +57,7 @@ class Output(io.TextIOWrapper):
             io.BufferedWriter(raw),
             encoding=stream.encoding,
             errors="backslashreplace",
-            line_buffering=raw.isatty() or stream is sys.stderr,
+            line_buffering=True,  # who pipes long work to a file sees how far it is
         )
         self.progress = progress
 

@@ -35,7 +35,7 @@ from pipeline.command_line import run_script
 
 pytestmark = pytest.mark.slow
 
-FLIPS = int(os.environ.get("FLIPS_OF_AN_ARTIFACT", "8"))
+FLIPS = int(os.environ.get("FLIPS_OF_AN_ARTIFACT", "3"))
 LATE = (
     "reporting.evaluation reporting.precision_curves reporting.answers reporting.retrieval_index reporting.page "
     "reporting.sections reporting.compared_runs training.tensorboard_pages training.tuning training.encoder "
