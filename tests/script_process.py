@@ -40,7 +40,7 @@ def run(words: list[str], folder: str, stdout: str, stderr: str) -> None:
 
 
 def run_lines(root: str, lines: list[list[str]], folder: str, results: str) -> None:
-    """Call the `main` of scripts in this process, one command line after the other, as run_script.py does.
+    """Call the `main` of scripts in this process, one command line after the other, as `run_script` does.
 
     Writes a JSON list with the exit code, stderr and traceback (or "") of each line into the file `results`. `folder`
     is the working directory and the home.

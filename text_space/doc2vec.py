@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
@@ -154,6 +155,14 @@ def _ended_by_a_failed_thread() -> Iterator[None]:
         if len(failed) == 1:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if failed:
+            raise KeyboardInterrupt
+        if callable(usual_signal):
+            usual_signal(number, frame)
+
+    # Of what a shell starts in the background Ctrl-C is ignored, and the wait would not end either.
+    usual_signal = signal.signal(signal.SIGINT, interrupt)
     usual, threading.excepthook = threading.excepthook, note
     try:
         yield
@@ -163,6 +172,7 @@ def _ended_by_a_failed_thread() -> Iterator[None]:
         raise
     finally:
         threading.excepthook = usual
+        signal.signal(signal.SIGINT, usual_signal)
 
 
 def _save_state(model: Doc2Vec, epoch: int, folder: Path) -> None:

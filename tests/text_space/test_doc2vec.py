@@ -3,10 +3,12 @@
 import functools
 import itertools
 import operator
+import signal
 import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -110,17 +112,21 @@ def test_settings_reach_gensim(settings: Settings, tmp_path: Path) -> None:
     assert (np.abs(model.wv.vectors).max() > 1 / 12) == (settings.doc2vec.dbow_words or bool(model.dm))
 
 
-def test_a_training_whose_thread_fails_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gensim waits for ever for the last message of a thread that has failed."""
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_training_whose_thread_fails_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c: Any) -> None:
+    """gensim waits for ever for the last message of a thread that has failed. In the background Ctrl-C is ignored."""
 
     def fail(*_: object, **__: object) -> None:
         raise MemoryError("no memory for a thread")
 
     monkeypatch.setattr(Gensim, "_do_train_epoch", fail)
-    usual = threading.excepthook
-    with pytest.raises(UserError, match="Doc2Vec cannot be trained: no memory for a thread; run train_doc2vec.py"):
-        trained(chosen(), tmp_path)
-    assert threading.excepthook is usual
+    usual, before = threading.excepthook, signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(UserError, match="Doc2Vec cannot be trained: no memory for a thread; run train_doc2vec.py"):
+            trained(chosen(), tmp_path)
+        assert threading.excepthook is usual and signal.getsignal(signal.SIGINT) is ctrl_c
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_more_workers_than_texts(tmp_path: Path) -> None:
