@@ -1,6 +1,7 @@
 """How far long work is: a bar on a terminal, else a plain line a minute."""
 
 import io
+import os
 import sys
 import time
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ class ProgressBar(tqdm):
             super().display(msg, pos)
             return
         now = time.monotonic()
-        if msg is None and now - (ProgressBar.said or now) >= SECONDS:
+        if msg is None and self.n > self.initial and now - (ProgressBar.said or now) >= SECONDS:
             ProgressBar.said = now
             print(self.plain_line(), file=sys.stderr, flush=True)
 
@@ -45,3 +46,7 @@ class ProgressBar(tqdm):
         if self.total and rate:
             line += f", about {self.format_interval((self.total - self.n) / rate)} left"
         return line
+
+
+# A process that is forked later has done nothing yet.
+os.register_at_fork(after_in_child=lambda: setattr(ProgressBar, "said", None))
