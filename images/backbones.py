@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from images.networks import LIBRARIES, Network, stated_input
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.given_arrays import read_given
 from pipeline.registry import argument
 
@@ -89,10 +89,9 @@ class Backbone(nn.Module):
         try:
             self.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.mean.device))
         except (RuntimeError, AssertionError) as error:  # timm asserts
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"model.image.size {size} does not fit model.image.backbone {self.name} ({reason}); choose another, "
-                f"such as {stated_input(self.name).size}"
+                f"model.image.size {size} does not fit model.image.backbone {self.name} ({reason(error, 200)}); choose "
+                f"another, such as {stated_input(self.name).size}"
             ) from None
         finally:
             self.train(mode)

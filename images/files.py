@@ -19,6 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from images.tar_members import find_member, open_member
+from pipeline.errors import reason
 from pipeline.files import read_json_lines
 from pipeline.processes import process_pool
 from pipeline.progress import ProgressBar
@@ -179,7 +180,7 @@ def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
     except Image.UnidentifiedImageError:
         raise UnreadableImage("not an image in a known format") from None
     except Exception as error:  # damaged files make Pillow's readers raise anything
-        raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnreadableImage(reason(error)) from None
 
 
 def _identified(file: io.BytesIO | Path) -> Image.Image:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.schema import ImageEncoder
 
 
@@ -62,9 +62,8 @@ def _built(build: Callable[[], nn.Module], backbone: str) -> nn.Module:
     try:
         return build().float()
     except Exception as error:  # no connection, no such weights: the libraries and the hub raise many kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"cannot get the pretrained weights of model.image.backbone {backbone} ({reason}); set "
+            f"cannot get the pretrained weights of model.image.backbone {backbone} ({reason(error, 200)}); set "
             "model.image.weights to a file's path or to none"
         ) from None
 

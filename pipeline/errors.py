@@ -11,3 +11,8 @@ class Stopped(Exception):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def reason(error: BaseException, most: int | None = None) -> str:
+    """An error's message in one line, of at most `most` characters; its type where it has no message."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.registry import FILES_IN_ROOT, Registry, is_kind
 from pipeline.schema import Loss, ReadWhen, Section, Settings, Shapes
 
@@ -220,8 +220,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         why = f"{error.strerror}; name a file such as configs/openclipart.yaml"
         raise UserError(f"cannot read the config {path}: {why}") from None
     except Exception as error:  # YAML's constructors raise anything: a date of the 99th month, a thousand brackets
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"the config {path} is no valid YAML: {why}") from None
+        raise UserError(f"the config {path} is no valid YAML: {reason(error, 300)}") from None
     return checked_tree(tree, str(path))
 
 

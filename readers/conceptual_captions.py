@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from images.tar_members import without_place
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.processes import process_pool
 from pipeline.progress import ProgressBar
 from pipeline.schema import Dataset
@@ -160,8 +160,7 @@ def _of_shard(root: Path, shard: Path) -> tuple[np.ndarray, np.ndarray, pa.Array
             table = pq.read_table(metadata, columns=["key", "url", "status", "error_message"])
             table.validate(full=True)
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            why = " ".join(str(error).split())
-            raise UserError(f"cannot read {metadata}: {why}; it should be as img2dataset wrote it") from None
+            raise UserError(f"cannot read {metadata}: {reason(error)}; it should be as img2dataset wrote it") from None
         for record in table.to_pylist():
             if not isinstance(record["key"], str) or not isinstance(record["url"], str | None):
                 raise UserError(f"{metadata} has a key or url that is no text; it should be as img2dataset wrote it")

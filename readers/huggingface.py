@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from images.tar_members import without_place
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.files import read_json, write_json
 from pipeline.progress import ProgressBar
 from pipeline.schema import Dataset
@@ -135,8 +135,7 @@ def _readable(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"cannot read {path}: {why}; fetch it again") from None
+        raise UserError(f"cannot read {path}: {reason(error, 300)}; fetch it again") from None
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from readers.columns import as_text, choose_columns, columns_for, names_in, value_at
 from readers.delimited import names_an_image, read_records
 from readers.published import LONGEST_LINE, TOO_LONG, json_items, lines_of
@@ -198,8 +198,7 @@ def _read_parquet(path: Path, named: Named, say: Say) -> Iterator[tuple[str, Rec
     except UserError:
         raise
     except Exception as error:  # a damaged file makes Arrow raise anything
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"cannot read {path} from row {next(number)} on: {why}") from None
+        raise UserError(f"cannot read {path} from row {next(number)} on: {reason(error, 300)}") from None
 
 
 def _holds_images(kind: pa.DataType, column: str) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.files import fingerprint, lock, open_array, read_array, read_json, write_json, written_whole
 from pipeline.progress import ProgressBar
 
@@ -48,10 +48,9 @@ def encoder_folder(name: str, setting: str) -> Path:
         except Exception:  # it is not here yet, or not all of it
             found = huggingface_hub.snapshot_download(published, ignore_patterns=OTHER_FORMATS)
     except Exception as error:  # no connection, no such name, no such folder: the hub raises many kinds
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
-            f"{setting}: {name} is no folder, and no encoder of that name can be downloaded ({reason}); give a "
-            "folder that SentenceTransformer.save has written"
+            f"{setting}: {name} is no folder, and no encoder of that name can be downloaded ({reason(error, 160)}); "
+            "give a folder that SentenceTransformer.save has written"
         ) from None
     return Path(found)
 
@@ -90,8 +89,7 @@ def load_encoder(folder: Path) -> "SentenceTransformer":
             str(folder.absolute()), device="cpu", trust_remote_code=False, local_files_only=True
         ).eval()
     except Exception as error:  # a broken folder makes it raise anything
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"cannot load the sentence encoder in {folder}: {reason}") from None
+        raise UserError(f"cannot load the sentence encoder in {folder}: {reason(error, 160)}") from None
 
 
 def as_read(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models import TwoStream
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.files import written_whole
 from training import distributed
 
@@ -51,8 +51,9 @@ def load_model_state(path: Path, model: TwoStream) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         model.load_checkpoint(state["model"])
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no checkpoint of this model ({reason}); train it anew with --overwrite") from None
+        raise UserError(
+            f"{path} is no checkpoint of this model ({reason(error, 200)}); train it anew with --overwrite"
+        ) from None
     return state
 
 
@@ -92,8 +93,7 @@ def resume(run: Path, trainer: "Trainer") -> dict[str, int]:
         random = [state["random"], *state.get("random_of_others", [])]
         sizes: dict[str, int] = state["curves"]
     except (KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be resumed ({reason}); train it anew with --overwrite") from None
+        raise UserError(f"{path} cannot be resumed ({reason(error)}); train it anew with --overwrite") from None
     same = len(random) == distributed.processes()
     trainer.random = random[distributed.rank()] if same else {}
     if progress.batches_done and not same:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from models import TwoStream, build_model
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.files import fingerprint, read_array, read_json, write_array, write_json, write_text, written_whole
 from pipeline.schema import Settings
 from pipeline.work import Work
@@ -114,8 +114,9 @@ def load_exported(folder: Path, settings: Settings, vectors: np.ndarray, device:
         for name, value in buffers.items():
             model.get_buffer(name).copy_(value)
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{WEIGHTS} of the export does not fit its settings ({reason}); export the run again") from None
+        raise UserError(
+            f"{WEIGHTS} of the export does not fit its settings ({reason(error, 200)}); export the run again"
+        ) from None
     return model.to(device).eval()
 
 

@@ -19,7 +19,7 @@ from datasets import Prepared
 from images.loading import ImageSource
 from models import build_model
 from pipeline.devices import choose_device
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.files import checksum, read_array, read_json, write_json
 from pipeline.progress import ProgressBar
 from pipeline.schema import ANGULAR, TRIPLET, Settings
@@ -121,8 +121,7 @@ def open_study(folder: Path) -> optuna.Study:
                 if trial.value != last[max(last)]:
                     raise ValueError(f"the figure of trial {number} has changed")
     except Exception as error:  # a damaged database raises anything
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is damaged ({reason}); remove {folder} to search anew") from None
+        raise UserError(f"{path} is damaged ({reason(error, 200)}); remove {folder} to search anew") from None
     return study
 
 
