@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.devices import choose_device, use_precision
     from pipeline.pairs import load_images
     from reporting.evaluation import measure, print_table, write_scalars
-    from reporting.figures import QUERIES, SCORES, write_scores
+    from reporting.figures import QUERIES, SCORES, measured_metrics, write_scores
     from reporting.precision_curves import precision_curves
     from training import tensorboard_pages
     from training.embedding import embed_split
@@ -78,7 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     write_scores(run, rows, groups, scores)
     of_split = {"split": split, "pairs": len(rows), "pairs_without_known_word": unused, "epoch": epoch}
     write_json(outputs[0], {**of_split, "figures": figures})
-    write_scalars(run, figures, precision_curves(pairs), split, epoch)
+    measured = measured_metrics(settings.evaluation, figures).values()
+    write_scalars(run, figures, measured, precision_curves(pairs), split, epoch)
     tensorboard_pages.write_projector(run, data, rows, x, y, settings, epoch)
     write_stamp(stamp, shaping, outputs)
     say_done(run, "wrote", outputs)

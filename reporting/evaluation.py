@@ -1,12 +1,12 @@
 """What evaluate.py measures of embedded pairs, prints, and shows in TensorBoard."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 import metrics
-from metrics import EmbeddedPairs, Scores
+from metrics import EmbeddedPairs, Metric, Scores
 from pipeline.progress import ProgressBar
 from pipeline.schema import Evaluation
 from reporting.figures import Figure, bootstrap_interval
@@ -45,15 +45,15 @@ def measure(pairs: EmbeddedPairs, evaluation: Evaluation, seed: int) -> tuple[di
         except metrics.NotMeasurable as why:
             left_out.append(str(why))
             continue
-        value, chance = metric.value(scores), metric.chance(pairs)
-        figures[metric.name] = {"value": value, "chance": chance}
+        figure = {"value": metric.value(scores)}
         if isinstance(scores, Scores):
             groups = pairs.groups if scores.groups is None else scores.groups
             low, high = bootstrap_interval(
                 scores.values, groups, resamples=evaluation.bootstrap, seed=seed, median=metric.is_median
             )
-            figures[metric.name] = {"value": value, "low": low, "high": high, "chance": chance}
+            figure |= {"low": low, "high": high}
             scores_of[metric.name] = scores
+        figures[metric.name] = figure | {"chance": metric.chance(pairs)}
     for reason in dict.fromkeys(left_out):
         print(reason)
     return figures, scores_of
@@ -70,15 +70,17 @@ def print_table(figures: Mapping[str, Figure]) -> None:
         print(f"{name:{width}}  {figure['value']:6.4f}   {interval}   {figure['chance']:.4f}")
 
 
-def write_scalars(run: Path, figures: Mapping[str, Figure], curves: Curves, split: str, epoch: int) -> None:
+def write_scalars(
+    run: Path, figures: Mapping[str, Figure], metrics: Iterable[Metric], curves: Curves, split: str, epoch: int
+) -> None:
     """The figures as TensorBoard scalars at the best epoch; those of an earlier evaluation are removed.
 
-    A curve has its recall in per cent, or its scope, in place of the step.
+    metrics: what the figures are of. A curve has its recall in per cent, or its scope, in place of the step.
     """
     suffix = ".evaluation"
     for old in run.glob(f"events.out.tfevents.*{suffix}"):
         old.unlink()
-    with Board(str(run), filename_suffix=suffix) as board:
+    with Board(run, metrics, split, filename_suffix=suffix) as board:
         for name, figure in figures.items():
             board.add_scalar(f"{split}/{name}", figure["value"], epoch)
         for name, points in curves.items():

@@ -121,7 +121,7 @@ def test_curves_reach_tensorboard_with_recall_and_scope_for_steps(tmp_path: Path
     share = np.mean([np.mean(labels[images] == label) for label in labels[texts]])
     assert curves["precision_scope/text_to_image"][4] == pytest.approx(share)
 
-    write_scalars(tmp_path, {"map_image_to_text": {"value": 0.5}}, curves, "test", epoch=7)
+    write_scalars(tmp_path, {"map_image_to_text": {"value": 0.5}}, [], curves, "test", epoch=7)
     board = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
     board.Reload()
     points = {event.step: event.value for event in board.Scalars("test_precision_recall/image_to_text")}

@@ -1,13 +1,13 @@
 """TensorBoard scalars with a description, which TensorBoard shows beside the curve."""
 
-import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
 
-from metrics import METRICS
-from pipeline.schema import Evaluation
+from metrics import Metric
 
 DESCRIPTIONS = {
     "data/train_loss": "Weighted sum of the loss terms on a train batch (Eq. 8).",
@@ -21,28 +21,30 @@ DESCRIPTIONS = {
     "data/unreadable_images": "Images that could not be read so far. The losses mask them.",
     "speed/pairs_a_second": "Train pairs a second, of the epoch.",
 }
-"""By tag. Those of metrics come from their registry."""
-
-
-def description(tag: str) -> str:
-    """What a scalar is; empty where the tag says it all."""
-    if tag in DESCRIPTIONS:
-        return DESCRIPTIONS[tag]
-    split, _, name = tag.partition("/")
-    ks = [int(found[1]) for found in [re.match(r"(\d+)way_", name)] if found]
-    for family in METRICS.values():
-        for metric in family(Evaluation(kway=ks or [5])):
-            if metric.name == name:
-                better = "higher" if metric.higher_is_better else "lower"
-                return f"{metric.title}, of the {split} split; {better} is better."
-    return ""
+"""By tag. A metric describes itself."""
 
 
 class Board(SummaryWriter):
-    """A TensorBoard writer whose scalars have descriptions."""
+    """A TensorBoard writer in a run's folder whose scalars have descriptions.
+
+    Args:
+        run: the run's folder.
+        metrics: the metrics that are written, of `split`.
+        settings: those of torch's writer.
+    """
+
+    def __init__(self, run: Path, metrics: Iterable[Metric] = (), split: str = "val", **settings: Any) -> None:
+        super().__init__(str(run), **settings)
+        better = {True: "higher", False: "lower"}
+        self.descriptions = DESCRIPTIONS | {
+            f"{split}/{metric.name}": (
+                f"{metric.title}, of the {split} split; {better[metric.higher_is_better]} is better."
+            )
+            for metric in metrics
+        }
 
     def add_scalar(self, tag: str, scalar_value: Any, global_step: int | None = None, *_: Any, **__: Any) -> None:
         """Write a scalar with its description."""
-        metadata = SummaryMetadata(summary_description=description(tag))
+        metadata = SummaryMetadata(summary_description=self.descriptions.get(tag, ""))
         value = Summary.Value(tag=tag, simple_value=float(scalar_value), metadata=metadata)
         self._get_file_writer().add_summary(Summary(value=[value]), global_step)

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from torch.utils.tensorboard import SummaryWriter
-
 from images.loading import PixelSource
+from metrics import Metric
 from pipeline.errors import Stopped, UserError
 from pipeline.progress import ProgressBar
 from training import distributed
@@ -35,7 +34,7 @@ def train_until_finished(trainer: Trainer, run: Path, checkpoint_minutes: float)
     started, before = time.monotonic(), progress.seconds
     saved = started
 
-    with StopRequest() as request, curves(run) as board:
+    with StopRequest() as request, curves(run, trainer.metrics) as board:
 
         def checkpoint() -> None:
             nonlocal saved
@@ -111,7 +110,7 @@ class NoBoard(Board):
 
 
 @contextlib.contextmanager
-def curves(run: Path) -> Iterator[SummaryWriter]:
+def curves(run: Path, metrics: list[Metric]) -> Iterator[Board]:
     """TensorBoard's writer of a run. Raises UserError where the disk is full or not writable."""
     if not distributed.is_writer():
         yield NoBoard()
@@ -119,7 +118,7 @@ def curves(run: Path) -> Iterator[SummaryWriter]:
     # The writer's thread fails first, and prints a traceback; then each call raises.
     usual, threading.excepthook = threading.excepthook, lambda _: None
     try:
-        with Board(str(run)) as board:
+        with Board(run, metrics) as board:
             yield board
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -27,7 +27,7 @@ import metrics
 import train_cross_modal_retrieval_model as training
 from datasets import Prepared
 from pipeline.pairs import Images
-from pipeline.schema import Settings
+from pipeline.schema import Evaluation, Settings
 from training import tensorboard_pages as pages
 from training.described_scalars import Board
 from training.runs import Weights
@@ -211,7 +211,8 @@ def test_the_first_columns_of_hparams_are_what_differs(tmp_path: Path) -> None:
     ],
 )
 def test_a_scalar_says_what_it_is(tmp_path: Path, tag: str, words: str) -> None:
-    with Board(str(tmp_path)) as board:
+    split = tag.partition("/")[0]
+    with Board(tmp_path, metrics.registered(Evaluation(kway=[7])).values(), split) as board:
         board.add_scalar(tag, 0.5, 7)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars(tag)] == [(7, 0.5)]
