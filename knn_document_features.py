@@ -92,8 +92,7 @@ def verdict(
     image numbers.
     """
     from pipeline.files import read_array
-    from text_space.neighbors import category_share
-    from text_space.verdict import NEAR_IMAGES, agreement, by_category, by_images
+    from text_space.verdict import NEAR_IMAGES, agreement, by_category, by_images, category_share
 
     work, first, seed = Work(settings.work_folder), min(settings.neighbors.k, 20), settings.seed
     if found := agreement(positions[:, :first], by_category(categories), seed):

@@ -335,22 +335,3 @@ class GraphSearch:
             if share >= wanted or self.effort >= limit:
                 return share
             self.effort = min(2 * self.effort, limit)
-
-
-def category_share(positions: np.ndarray, categories: np.ndarray, first: int = 20) -> tuple[float, float]:
-    """Share of the `first` neighbors in `positions` (n, k) that have their row's category, and what chance gives.
-
-    `categories` (n,) are numbers, -1 for none; rows and neighbors without one do not count. Chance is the probability
-    that another row drawn at random has the row's category. Both are nan where no two neighbors have one.
-    """
-    hits = total_known = 0
-    for part in slices(len(positions), ROWS_AT_A_TIME):
-        neighbors, own = np.asarray(positions[part, :first]), categories[part, None]
-        known = (neighbors >= 0) & (categories[neighbors] >= 0) & (own >= 0)
-        hits += int((known & (categories[neighbors] == own)).sum())
-        total_known += int(known.sum())
-    counts = np.bincount(categories[categories >= 0]).astype(np.float64)
-    total = counts.sum()
-    if not total_known:
-        return float("nan"), float("nan")
-    return hits / total_known, float((counts * (counts - 1)).sum() / (total * (total - 1)))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from text_space.hnsw import slices
+
 FEW_KNOWN_WORDS = 0.75
 """Share of known words below which step 1 names another doc2vec.min_count."""
 MIN_COUNTS = (20, 10, 5, 3, 2, 1)
@@ -21,6 +23,8 @@ POOL = 20_000
 """Images that an image is compared with, at most."""
 PERMUTATIONS = 200
 """Draws from which the interval of chance is taken."""
+ROWS_AT_A_TIME = 10_000
+"""Rows that `category_share` judges at a time."""
 NEAR_IMAGES = 0.01
 """Share of the images that counts as near."""
 
@@ -73,6 +77,23 @@ def by_category(categories: np.ndarray) -> Agrees:
         return np.where((own >= 0) & (theirs >= 0), own == theirs, np.nan)
 
     return agrees
+
+
+def category_share(positions: np.ndarray, categories: np.ndarray, first: int = 20) -> tuple[float, float]:
+    """Share of the `first` neighbors of all rows that agree `by_category`, and what chance gives.
+
+    Chance is the probability that another row drawn at random has the row's category. Both are nan where no two
+    neighbors have a category. positions: (n, k). categories: (n,) numbers, −1 for none.
+    """
+    agrees, hits, known = by_category(categories), 0, 0
+    for part in slices(len(positions), ROWS_AT_A_TIME):
+        answers = agrees(np.arange(part.start, part.stop), np.asarray(positions[part, :first]))
+        hits, known = hits + int(np.nansum(answers)), known + int(np.isfinite(answers).sum())
+    if not known:
+        return float("nan"), float("nan")
+    counts = np.bincount(categories[categories >= 0]).astype(np.float64)
+    total = counts.sum()
+    return hits / known, float((counts * (counts - 1)).sum() / (total * (total - 1)))
 
 
 def by_images(features: np.ndarray, images: np.ndarray, seed: int) -> Agrees:

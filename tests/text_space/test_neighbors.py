@@ -20,7 +20,6 @@ from text_space.hnsw import build_graph, choose_library
 from text_space.neighbors import (
     GraphSearch,
     NeighborLists,
-    category_share,
     exact_neighbors,
     find_neighbors,
     on_sphere,
@@ -279,19 +278,6 @@ def test_auto_searches_exactly_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(neighbors, "EXACT_UP_TO", 300)
     for rows, method in ((300, "exact"), (301, "hnsw")):
         assert find_neighbors(cloud(rows), (), Neighbors(k=5, method="auto"), 0, True)[1]["method"] == method
-
-
-# Categories
-
-
-def test_category_share() -> None:
-    positions = np.array([[1, 2, 3], [0, 2, -1], [3, 0, 1], [2, 4, 0], [0, 1, 2]])
-    categories = np.array([0, 0, 1, 1, -1])
-    share, chance = category_share(positions, categories)
-    assert share == pytest.approx((1 + 1 + 1 + 1) / (3 + 2 + 3 + 2))
-    assert chance == pytest.approx((2 * 1 + 2 * 1) / (4 * 3))
-    assert category_share(positions, categories, first=1)[0] == 1
-    assert np.isnan(category_share(positions, np.full(5, -1))).all()
 
 
 @pytest.mark.parametrize("columns", [7, 64, 100])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from text_space.verdict import agreement, better_k, better_min_count, by_category, by_images
+from text_space.verdict import agreement, better_k, better_min_count, by_category, by_images, category_share
 
 ROWS = 400
 RNG = np.random.default_rng(0)
@@ -76,3 +76,13 @@ def test_the_min_count_that_knows_three_quarters_of_the_words() -> None:
     assert better_min_count(lines, 4) == (2, pytest.approx(0.9))
     assert better_min_count(["a b c"], 3) == (1, 1.0)
     assert better_min_count(["a a a b"], 3) == (3, 0.75)
+
+
+def test_category_share() -> None:
+    positions = np.array([[1, 2, 3], [0, 2, -1], [3, 0, 1], [2, 4, 0], [0, 1, 2]])
+    categories = np.array([0, 0, 1, 1, -1])
+    share, chance = category_share(positions, categories)
+    assert share == pytest.approx((1 + 1 + 1 + 1) / (3 + 2 + 3 + 2))
+    assert chance == pytest.approx((2 * 1 + 2 * 1) / (4 * 3))
+    assert category_share(positions, categories, first=1)[0] == 1
+    assert np.isnan(category_share(positions, np.full(5, -1))).all()
