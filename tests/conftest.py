@@ -31,6 +31,14 @@ property_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # A made-up dataset so small that every step takes a second or two.
 TINY = ["--config", str(ROOT / "tests" / "tiny.yaml")]
+WITHOUT_STEPS_1_TO_3 = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("gensim", "nmslib", "faiss", "nltk")))  # importing one of them fails
+sys.path.insert(0, sys.argv[1])
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""A program that runs a script where the libraries of steps 1 to 3 are missing. Its first argument is ROOT."""
 
 
 @functools.cache

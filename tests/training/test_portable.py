@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, one_line_error, run_script
+from conftest import ROOT, TINY, WITHOUT_STEPS_1_TO_3, one_line_error, run_script
 from PIL import Image
 
 import encode
@@ -22,13 +22,6 @@ from pipeline.errors import UserError
 from training.encoder import RunEncoder
 
 TEXTS = ["red circle", "blue square on the left", "zzqx"]
-WITHOUT_STEPS_1_TO_3 = """
-import runpy, sys
-sys.modules.update(dict.fromkeys(("gensim", "nmslib", "faiss", "nltk")))  # importing one of them fails
-sys.path.insert(0, sys.argv[1])
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, one_line_error, run_script
+from conftest import ROOT, TINY, WITHOUT_STEPS_1_TO_3, one_line_error, run_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_cross_modal_retrieval_model as training
@@ -181,15 +181,6 @@ def test_runs_are_compared_over_the_same_pairs(prepared: Path) -> None:
     assert np.isclose(float(line.split()[3]), values[1] - values[0], atol=1e-4)
 
 
-NOT_THERE = """
-import runpy, sys
-sys.modules.update(dict.fromkeys(("gensim", "nmslib", "faiss", "nltk")))  # importing one of them fails
-sys.path.insert(0, "")
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 def test_training_evaluation_and_search_need_nothing_of_steps_1_to_3(prepared: Path) -> None:
     run, word = prepared / "runs" / "here", (prepared / "doc2vec" / "vocabulary.txt").read_text().splitlines()[3]
     for words in (
@@ -197,7 +188,7 @@ def test_training_evaluation_and_search_need_nothing_of_steps_1_to_3(prepared: P
         ["evaluate.py", "--run", run],
         ["search.py", "--run", run, word],
     ):
-        command = [sys.executable, "-c", NOT_THERE, *map(str, words)]
+        command = [sys.executable, "-c", WITHOUT_STEPS_1_TO_3, str(ROOT), *map(str, words)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         if words[0].startswith("train"):
