@@ -28,6 +28,7 @@ from timing import machine, print_table  # noqa: E402
 
 from images.files import MAX_PIXELS, load_thumbnail  # noqa: E402
 from images.loading import CachedImages, ImageFiles, PixelSource  # noqa: E402
+from images.networks import Input  # noqa: E402
 from images.pixel_cache import kind_of_cache, open_pixel_cache  # noqa: E402
 from pipeline.command_line import run_script  # noqa: E402
 from pipeline.pairs import Images, load_images  # noqa: E402
@@ -65,13 +66,13 @@ def smaller(images: Images, longest: int, folder: Path) -> Images:
 
 def measured(images: Images, folder: Path, arguments: argparse.Namespace) -> list[list[str]]:
     """A row for each source and number of workers."""
-    rows = []
+    rows, target = [], Input(arguments.size)
     for name in ("files", "raw", "jpeg"):
         if name == "files":
             files: ImageFiles | CachedImages = ImageFiles(images, arguments.size, MAX_PIXELS)
         else:
-            kind, gigabytes = kind_of_cache(name, images, arguments.size, MAX_PIXELS, 1.0)
-            cache = open_pixel_cache(folder / name, kind, gigabytes, images, arguments.size, MAX_PIXELS, {})
+            kind, gigabytes = kind_of_cache(name, images, target, MAX_PIXELS, 1.0)
+            cache = open_pixel_cache(folder / name, kind, gigabytes, images, target, MAX_PIXELS, {})
             files = CachedImages(cache)
         for workers in arguments.workers:
             source = PixelSource(files, workers, torch.device(arguments.device))

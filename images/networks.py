@@ -34,7 +34,7 @@ class Input(NamedTuple):
 
     size: int
     """Pixels of a side."""
-    interpolation: str
+    interpolation: str = "bilinear"
     """`bilinear`, `bicubic` and the like: a name of Pillow's, in lower case."""
 
 
@@ -145,7 +145,7 @@ LIBRARIES = {"timm": Library(_timm_network, _timm_input), "open_clip": Library(_
 def stated_input(name: str) -> Input:
     """How a backbone's images are resized, as its library states it; 224, bilinear where there is none."""
     library, _, named = name.rpartition(":")
-    return LIBRARIES[library].stated_input(named) if library in LIBRARIES else Input(224, "bilinear")
+    return LIBRARIES[library].stated_input(named) if library in LIBRARIES else Input(224)
 
 
 def input_of(encoder: ImageEncoder) -> Input:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from images.checked_rows import CheckedRows, row_checksums
 from images.files import UnreadableImage, load_image
+from images.networks import Input
 from pipeline.errors import UserError
 from pipeline.files import (
     LOCK,
@@ -103,20 +104,18 @@ def _shard_path(folder: Path, number: int) -> Path:
     return folder / f"{number:05}.jpegs"
 
 
-def kind_of_cache(
-    wanted: str, images: Images, size: int, max_pixels: int, limit_gb: float, interpolation: str = "bilinear"
-) -> tuple[Kind, float]:
+def kind_of_cache(wanted: str, images: Images, target: Input, max_pixels: int, limit_gb: float) -> tuple[Kind, float]:
     """The kind of cache for the setting `training.pixel_cache`, and its gigabytes. `auto` is the best within the limit.
 
     The size of JPEGs is estimated from SAMPLE images.
     """
     if wanted == "none":
         return "none", 0.0
-    raw = len(images.paths) * size * size * 3 / 1e9
+    raw = len(images.paths) * target.size**2 * 3 / 1e9
     if wanted == "raw" or (wanted == "auto" and raw <= limit_gb):
         return "raw", raw
     sample = np.random.default_rng(0).permutation(len(images.paths))[:SAMPLE]
-    sizes = [len(_encoded(images.root / images.paths[number], size, max_pixels, interpolation)[0]) for number in sample]
+    sizes = [len(_encoded(images.root / images.paths[number], target, max_pixels)[0]) for number in sample]
     jpeg = len(images.paths) * float(np.mean([each for each in sizes if each] or [0])) / 1e9
     return ("jpeg", jpeg) if wanted == "jpeg" or jpeg <= limit_gb else ("none", 0.0)
 
@@ -144,10 +143,9 @@ def open_pixel_cache(
     kind: Kind,
     gigabytes: float,
     images: Images,
-    size: int,
+    target: Input,
     max_pixels: int,
     made_from: dict[str, Any],
-    interpolation: str = "bilinear",
 ) -> PixelCache:
     """The cache in `folder`, a `cache_folder`. It is made where it is missing, and resumed where it is partial.
 
@@ -158,11 +156,11 @@ def open_pixel_cache(
         with lock(folder):
             if not is_finished(folder):  # another run may have finished it meanwhile
                 try:
-                    _make(folder, kind, gigabytes, images, size, max_pixels, made_from, interpolation)
+                    _make(folder, kind, gigabytes, images, target, max_pixels, made_from)
                 except OSError as error:
                     raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     try:
-        return _read_cache(folder, kind, len(images.paths), size)
+        return _read_cache(folder, kind, len(images.paths), target.size)
     except (UserError, OSError, ValueError, KeyError) as error:
         raise UserError(f"the pixel cache {folder} is damaged ({error}); remove that folder") from None
 
@@ -194,10 +192,9 @@ def _make(
     kind: Kind,
     gigabytes: float,
     images: Images,
-    size: int,
+    target: Input,
     max_pixels: int,
     made_from: dict[str, Any],
-    interpolation: str,
 ) -> None:
     """Make the cache, or what is missing of it. Raises UserError and OSError."""
     begun, done = folder / "begun.json", folder / "done.jsonl"
@@ -210,13 +207,13 @@ def _make(
     resumed = bool(unreadable_by_shard)
     open_array(folder / CHECKSUMS, (count,), np.uint32, keep=resumed)
     if kind == "raw":
-        open_array(folder / "pixels.npy", (count, size, size, 3), np.uint8, keep=resumed)
+        open_array(folder / "pixels.npy", (count, target.size, target.size, 3), np.uint8, keep=resumed)
     rest = range(len(unreadable_by_shard), -(-count // IMAGES_PER_SHARD))
     shards = (
         Shard(number, first, [images.root / path for path in images.paths[first : first + IMAGES_PER_SHARD]])
         for number, first in ((number, number * IMAGES_PER_SHARD) for number in rest)
     )
-    make = partial(_make_shard if kind == "jpeg" else _make_array, folder, size, max_pixels, interpolation)
+    make = partial(_make_shard if kind == "jpeg" else _make_array, folder, target, max_pixels)
     processes = cores() if len(rest) > 1 else 0  # starting them would take longer than it saves
     bar = ProgressBar(total=count, desc="pixels", unit="image")
     bar.update(min(rest.start * IMAGES_PER_SHARD, count))
@@ -255,12 +252,12 @@ def _begin(folder: Path, begun: Path, gigabytes: float, made_from: dict[str, Any
     write_json(begun, made_from)
 
 
-def _make_array(folder: Path, size: int, max_pixels: int, interpolation: str, shard: Shard) -> list[tuple[int, str]]:
+def _make_array(folder: Path, target: Input, max_pixels: int, shard: Shard) -> list[tuple[int, str]]:
     """Decode a shard into the array. Returns the places in it of unreadable images, and what is wrong with them."""
     pixels, unreadable = np.load(folder / "pixels.npy", mmap_mode="r+", allow_pickle=False), []
     for place, path in enumerate(shard.paths):
         try:
-            pixels[shard.first + place] = np.asarray(load_image(path, size, max_pixels, interpolation))
+            pixels[shard.first + place] = np.asarray(load_image(path, target.size, max_pixels, target.interpolation))
         except UnreadableImage as error:
             unreadable.append((place, no_longer_readable(path, error)))
     pixels.flush()
@@ -275,12 +272,12 @@ def _note_checksums(folder: Path, shard: Shard, checksums: np.ndarray) -> None:
     of_all.flush()
 
 
-def _make_shard(folder: Path, size: int, max_pixels: int, interpolation: str, shard: Shard) -> list[tuple[int, str]]:
+def _make_shard(folder: Path, target: Input, max_pixels: int, shard: Shard) -> list[tuple[int, str]]:
     """Decode a shard into a file of JPEGs, and a file of their places. Returns as `_make_array`."""
     offsets, checksums, unreadable = [0], [], []
     with written_whole(_shard_path(folder, shard.number)) as temporary_path, temporary_path.open("wb") as file:
         for place, path in enumerate(shard.paths):
-            content, why = _encoded(path, size, max_pixels, interpolation)
+            content, why = _encoded(path, target, max_pixels)
             if why:
                 unreadable.append((place, why))
             file.write(content)
@@ -291,11 +288,12 @@ def _make_shard(folder: Path, size: int, max_pixels: int, interpolation: str, sh
     return unreadable
 
 
-def _encoded(path: Path, size: int, max_pixels: int, interpolation: str) -> tuple[bytes, str]:
+def _encoded(path: Path, target: Input, max_pixels: int) -> tuple[bytes, str]:
     """A JPEG of the image at the model's size. Where it is unreadable: nothing, and what is wrong."""
     try:
         content = io.BytesIO()
-        load_image(path, size, max_pixels, interpolation).save(content, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        image = load_image(path, target.size, max_pixels, target.interpolation)
+        image.save(content, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         return content.getvalue(), ""
     except UnreadableImage as error:
         return b"", no_longer_readable(path, error)

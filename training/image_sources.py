@@ -213,16 +213,15 @@ def pixel_cache(settings: Settings, images: Images, *, for_one_pass: bool = Fals
 
     For one pass no cache is made, and only an array of exact pixels is used.
     """
-    size, interpolation = input_of(settings.model.image)
-    max_pixels, training = settings.dataset.max_pixels, settings.training
+    target, max_pixels, training = input_of(settings.model.image), settings.dataset.max_pixels, settings.training
     parent, wanted = settings.features_folder, "raw" if for_one_pass else training.pixel_cache
-    if wanted == "none" or (for_one_pass and not list(parent.glob(f"pixels-{size}-raw-*/pixels.json"))):
+    if wanted == "none" or (for_one_pass and not list(parent.glob(f"pixels-{target.size}-raw-*/pixels.json"))):
         return None
     inputs = {"images": images_digest(images), "max_pixels": max_pixels, "pillow": pillow_version}
-    if interpolation != "bilinear":
-        inputs["interpolation"] = interpolation
+    if target.interpolation != "bilinear":
+        inputs["interpolation"] = target.interpolation
     kinds: tuple[Kind, ...] = ("raw", "jpeg")
-    folders = {kind: cache_folder(parent, kind, size, inputs) for kind in kinds}
+    folders = {kind: cache_folder(parent, kind, target.size, inputs) for kind in kinds}
     finished = [kind for kind in folders if wanted in ("auto", kind) and is_finished(folders[kind])]
     if finished:
         kind, gigabytes = finished[0], 0.0
@@ -230,14 +229,14 @@ def pixel_cache(settings: Settings, images: Images, *, for_one_pass: bool = Fals
         return None
     else:
         limit = min(training.pixel_cache_gb, room_gb(parent, *folders.values()))
-        kind, gigabytes = kind_of_cache(wanted, images, size, max_pixels, limit, interpolation)
+        kind, gigabytes = kind_of_cache(wanted, images, target, max_pixels, limit)
     if kind == "none":
         print(
             f"{len(images.paths):,} images are decoded in each epoch: a pixel cache takes more than {limit:.3g} GB "
             f"(training.pixel_cache_gb, or what {parent} has room for)"
         )
         return None
-    return open_pixel_cache(folders[kind], kind, gigabytes, images, size, max_pixels, inputs, interpolation)
+    return open_pixel_cache(folders[kind], kind, gigabytes, images, target, max_pixels, inputs)
 
 
 def image_source(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from images import checked_rows, pixel_cache
 from images.loading import CachedImages, ImageFiles, PixelSource
+from images.networks import Input
 from images.pixel_cache import PixelCache, kind_of_cache, open_pixel_cache
 from pipeline.errors import UserError
 from pipeline.pairs import Images
@@ -37,7 +38,7 @@ def images(tmp_path: Path) -> Images:
 
 
 def opened(folder: Path, kind: str, images: Images, made_from: str = "these") -> PixelCache:
-    return open_pixel_cache(folder, kind, 1e-6, images, SIZE, 10**6, {"images": made_from})
+    return open_pixel_cache(folder, kind, 1e-6, images, Input(SIZE), 10**6, {"images": made_from})
 
 
 @pytest.mark.parametrize("kind", ["raw", "jpeg"])
@@ -103,13 +104,13 @@ def test_a_cache_that_was_stopped_goes_on(
 
 def test_auto_takes_what_there_is_room_for(images: Images) -> None:
     raw = 7 * 64 * 64 * 3 / 1e9
-    assert kind_of_cache("auto", images, 64, 10**6, raw) == ("raw", raw)
-    kind, jpeg = kind_of_cache("jpeg", images, 64, 10**6, 1e-12)
+    assert kind_of_cache("auto", images, Input(64), 10**6, raw) == ("raw", raw)
+    kind, jpeg = kind_of_cache("jpeg", images, Input(64), 10**6, 1e-12)
     assert kind == "jpeg" and 0 < jpeg < raw
-    assert kind_of_cache("auto", images, 64, 10**6, jpeg) == ("jpeg", jpeg)
-    assert kind_of_cache("auto", images, 64, 10**6, jpeg * 0.99) == ("none", 0)
-    assert kind_of_cache("raw", images, 64, 10**6, 1e-12) == ("raw", raw)
-    assert kind_of_cache("none", images, 64, 10**6, 1.0) == ("none", 0)
+    assert kind_of_cache("auto", images, Input(64), 10**6, jpeg) == ("jpeg", jpeg)
+    assert kind_of_cache("auto", images, Input(64), 10**6, jpeg * 0.99) == ("none", 0)
+    assert kind_of_cache("raw", images, Input(64), 10**6, 1e-12) == ("raw", raw)
+    assert kind_of_cache("none", images, Input(64), 10**6, 1.0) == ("none", 0)
 
 
 def test_a_cache_that_another_run_has_finished_meanwhile_is_not_made_again(
@@ -204,7 +205,7 @@ def test_auto_goes_without_a_cache_where_the_disk_has_no_room(
 
 def test_a_disk_without_room_is_named_before_anything_is_written(images: Images, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"takes 1000000.0 GB and .* training.pixel_cache to auto, jpeg or none"):
-        open_pixel_cache(tmp_path / "cache", "raw", 1e6, images, SIZE, 10**6, {})
+        open_pixel_cache(tmp_path / "cache", "raw", 1e6, images, Input(SIZE), 10**6, {})
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
