@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import pickle
+import pprint
 import subprocess
 import sys
 from pathlib import Path
@@ -243,7 +244,8 @@ def test_plain_data_are_read_as_pickle_reads_them(tmp_path: Path, protocol: int)
     path = tmp_path / "a.pickle"
     path.write_bytes(pickle.dumps(plain, protocol))
     found = read_pickle(path)
-    assert found == plain and repr(found) == repr(plain)
+    # Written out, 1 and True differ. Sets are sorted: the order in which they hold texts depends on the process.
+    assert found == plain and pprint.pformat(found, sort_dicts=False) == pprint.pformat(plain, sort_dicts=False)
     assert found["shared"][0] is found["shared"][1]
 
 
