@@ -6,7 +6,7 @@
 # --quick leaves out the tests marked slow, and tries few examples of each property. The full tier tries 1,000.
 set -euo pipefail
 cd "$(dirname "$0")"
-. ./setup_environment.sh requirements.txt requirements-test.txt
+. ./setup_environment.sh requirements.txt requirements-test.txt requirements-encoders.txt
 
 selection=()
 export HYPOTHESIS_PROFILE=full

@@ -247,7 +247,7 @@ def test_the_page_in_a_browser(report: Path, browser: "Chrome", width: int, sche
         assert page_problems(browser) == []
         assert browser.execute_script("return document.images.length") > 25
         assert browser.execute_script("return document.querySelectorAll('script').length") == 0
-        assert browser.title.startswith("Report: made <up>, l_i2t")
+        assert browser.title.startswith("Report: made <up>, SYM 1, IMG 0.3, TEXT 0.2")
         text = browser.execute_script("return document.body.textContent")
         assert SCRIPT_TEXT in text and CHINESE in text and ARABIC in text
         direction = "return getComputedStyle(document.querySelectorAll('.query .text')[arguments[0]]).direction"

@@ -79,7 +79,7 @@ def neighborhood_trainer(*lost: int) -> Trainer:
         image_ids=np.array([0, 1, 2, 3, 4, 5, 6, 0, 8, 9]),
         images=SimpleNamespace(of_pair=np.arange(10), paths=list(range(10))),
         rows={"train": np.arange(10), "val": np.arange(10)},
-        texts=lambda rows: (torch.from_numpy(rows), torch.ones(len(rows))),
+        read=SimpleNamespace(texts=lambda rows: (torch.from_numpy(rows), torch.ones(len(rows)))),
     )
     settings = Settings(seed=3)
     settings.training.max_unreadable_share = 0.5
