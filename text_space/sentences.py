@@ -108,7 +108,7 @@ def encode(encoder: "SentenceTransformer", texts: Sequence[str], batch_size: int
 
 def prompted(encoder: "SentenceTransformer", texts: Sequence[str]) -> list[str]:
     """Texts behind the encoder's default prompt, as `encode` puts it there."""
-    prompt = encoder.prompts.get(encoder.default_prompt_name or "", "")
+    prompt = encoder.prompts.get(encoder.default_prompt_name or "") or ""
     return [prompt + text for text in texts]
 
 
