@@ -20,7 +20,7 @@ def choose_columns(path: Path, found: Sequence[str], named: Mapping[str, str]) -
     - `named` are the columns that dataset.columns names. A dot leads into a field of a column: `meta.caption`.
     - Without it our own name is taken, then our own in any case and with blanks around it, then a usual name.
 
-    Raises UserError where image or text is missing, and where two columns could be meant.
+    Raises UserError where image or text is missing, and where two columns fit one name.
     """
     chosen = {}
     missing = []
@@ -49,7 +49,7 @@ def choose_columns(path: Path, found: Sequence[str], named: Mapping[str, str]) -
 
 
 def columns_for(name: str, found: Sequence[str], named: Mapping[str, str]) -> list[str]:
-    """The columns among `found` that can be meant by one of COLUMNS: of those that could, the nearest by their names.
+    """The columns among `found` that fit one of COLUMNS: those whose names are nearest to it.
 
     A field of a column, such as `meta.caption`, is only taken where it is named.
     """

@@ -41,7 +41,7 @@ def ending(path: Path) -> str:
 def records_of(path: Path, named: Named | None = None, say: Say = lambda line: None) -> Iterator[tuple[str, Record]]:
     """Every record of a table with its place. `say` is told which columns are taken, and what parts them.
 
-    Raises UserError where the file cannot be read, and for columns that cannot be meant.
+    Raises UserError where the file cannot be read, and as `choose_columns`.
     """
     try:
         yield from RECORDS[ending(path)](path, named or {}, say)
