@@ -87,7 +87,8 @@ def test_a_signal_stops_a_training_that_waits_for_images(tmp_path: Path, asked: 
         os.kill(os.getpid(), asked)
         images.on_wait(10)
 
-    trainer: Any = SimpleNamespace(progress=SimpleNamespace(step=0, seconds=0.0), images=images, validate=validate)
+    progress = SimpleNamespace(step=0, seconds=0.0)
+    trainer: Any = SimpleNamespace(progress=progress, images=images, validate=validate, metrics=[])
     with pytest.raises(Stopped, match="stopped while no image came; go on with --resume") as stopped:
         train_until_finished(trainer, tmp_path, 10)
     assert stopped.value.signal == asked
