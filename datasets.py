@@ -220,9 +220,21 @@ class NeighborTable:
 
 def load_neighbors(work: Path, settings: Neighbors, data: Prepared) -> NeighborTable:
     """The neighbor table of `neighbors.space` in WORK. Raises UserError as `read_neighbors`."""
-    train = data.rows["train"]
+    train, anywhere = data.rows["train"], settings.draw == "anywhere"
     indices = read_neighbors(Work(work).neighbors(settings.space), train)[:, : settings.draw_from]
-    return NeighborTable(train, indices, data.image_ids, settings.draw == "anywhere")
+    if anywhere:
+        indices = other_pairs(indices, train, data.image_ids)
+    return NeighborTable(train, indices, data.image_ids, anywhere)
+
+
+def other_pairs(indices: np.ndarray, train: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
+    """A control for the neighbors `indices` (R, k) of the train pairs `train` (R,): as many random train pairs.
+
+    They are of other images, and the same in every epoch and run. image_ids: (N,).
+    """
+    drawn = np.random.default_rng(0).choice(train, size=indices.shape)
+    allowed = (indices >= 0) & (image_ids[drawn] != image_ids[train][:, None])
+    return np.where(allowed, drawn, -1)
 
 
 def read_neighbors(files: NeighborFiles, train: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-NPairsLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(anchors, positives, negatives, negative_mask) -> scalar."""
+NPairsLoss = Callable[..., Tensor]
+"""(anchors, positives, negatives, negative_mask) -> scalar. Those with several positives take `targets` by name."""
 
 
 def angular_npairs_loss(
@@ -24,6 +24,7 @@ def angular_npairs_loss(
     tan_squared_alpha: float = 1.0,
     form: str = "logsumexp",
     negatives_weight: float = 1.0,
+    targets: Tensor | None = None,
 ) -> Tensor:
     """Angular N-pairs loss (Eq. 2 and 3; Wang et al., ICCV 2017) of L2-normalised embeddings, a scalar.
 
@@ -36,28 +37,102 @@ def angular_npairs_loss(
 
     anchors, positives: (B, D), assumed L2-normalised. negatives: (M, D), likewise. Where an instance has several
     embeddings (PVSE), all three are (…, K, D). negative_mask: (B, M) bool, True where the negative counts; None means
-    M = B and all but the diagonal. An anchor without negatives contributes 0 to the mean over all B anchors. Computed
-    in float32 (float64 for float64), whatever the autocast.
+    M = B and all but the diagonal. targets: (B, B), see `soft_targets`; None means that p_i is a_i's only positive. An
+    anchor without negatives contributes 0 to the mean over all B anchors. Computed in float32 (float64 for float64),
+    whatever the autocast.
 
-    Raises ValueError for shapes that do not fit, an unknown form, t or w that is not positive, and w ≠ 1 with "hinge".
+    Raises ValueError for shapes that do not fit, an unknown form, t or w that is not positive, and w ≠ 1 or targets
+    with "hinge".
     """
-    t = tan_squared_alpha
+    t, w = tan_squared_alpha, negatives_weight
     _check(form in ("logsumexp", "hinge"), f"form must be 'logsumexp' or 'hinge', got {form!r}")
+    _check(t > 0 and w > 0, f"tan_squared_alpha and negatives_weight must be above 0, got {t}, {w}")
     _check(
-        t > 0 and negatives_weight > 0,
-        f"tan_squared_alpha and negatives_weight must be above 0, got {t}, {negatives_weight}",
+        form == "logsumexp" or (w == 1 and targets is None),
+        "negatives_weight and targets are settings of the logsumexp form",
     )
-    _check(form == "logsumexp" or negatives_weight == 1, "negatives_weight is a setting of the logsumexp form")
+    if targets is not None:
+        scales = (4 * t, 4 * t, 2 * (1 + t))
+        return _several_positives(anchors, positives, negatives, negative_mask, targets, scales, w)
     ap, an, pn = triplet_similarities(anchors, positives, negatives)
     mask = _mask_of(negative_mask, an)
-
     brackets = 2 - 6 * t - 2 * (1 + t) * ap[:, None] + 4 * t * (an + pn)
     if form == "hinge":
         return brackets.masked_fill(~mask, 0).relu().sum(dim=1).mean()
-    exponents = brackets - (2 - 6 * t) + math.log(negatives_weight)
+    return _log_of_one_plus_sum(brackets - (2 - 6 * t) + math.log(w), mask).mean()
+
+
+def infonce_loss(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    negative_mask: Tensor | None = None,
+    *,
+    temperature: float = 0.1,
+    targets: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE (van den Oord et al. 2018), the loss of CLIP one way, a scalar.
+
+    mean_i −log(exp(a_i·p_i / τ) / (exp(a_i·p_i / τ) + Σ_j exp(a_i·n_j / τ))), which is
+    mean_i log(1 + Σ_j exp(a_i·(n_j − p_i) / τ)), with τ = temperature, a constant.
+
+    Shapes, normalisation, mask, targets, precision and errors as for `angular_npairs_loss`.
+    """
+    _check(temperature > 0, f"temperature must be above 0, got {temperature}")
+    if targets is not None:
+        scales = (1 / temperature, 0.0, 1 / temperature)
+        return _several_positives(anchors, positives, negatives, negative_mask, targets, scales, 1.0)
+    ap, an, _ = triplet_similarities(anchors, positives, negatives)
+    return _log_of_one_plus_sum((an - ap[:, None]) / temperature, _mask_of(negative_mask, an)).mean()
+
+
+def _log_of_one_plus_sum(exponents: Tensor, mask: Tensor) -> Tensor:
+    """log(1 + Σ_j exp(exponents_ij)) over the entries (B, M) of the mask: (B,)."""
     # The column of zeros is the 1 of log(1 + …). It also keeps a row of nothing but −inf from having a NaN gradient.
     one = exponents.new_zeros(len(exponents), 1)
-    return torch.cat([one, exponents.masked_fill(~mask, -math.inf)], dim=1).logsumexp(dim=1).mean()
+    return torch.cat([one, exponents.masked_fill(~mask, -math.inf)], dim=1).logsumexp(dim=1)
+
+
+def soft_targets(neighbors: Tensor, share: float) -> Tensor:
+    """T = (1 − λ) I + λ W / ΣW by row, (B, B) float32: how much each pair of a batch is a positive of each other. Ours.
+
+    neighbors: W, (B, B) bool, with False on the diagonal. share: λ, from 0 to 1. A row of I where a pair has no
+    neighbor in the batch.
+    """
+    check_bool("neighbors", neighbors, torch.Size([len(neighbors)] * 2))
+    counts = neighbors.sum(dim=1, keepdim=True)
+    of_neighbors = share * (counts > 0)
+    own = torch.eye(len(neighbors), device=neighbors.device)
+    return (1 - of_neighbors) * own + of_neighbors * neighbors / counts.clamp(min=1)
+
+
+def _several_positives(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    negative_mask: Tensor | None,
+    targets: Tensor,
+    scales: tuple[float, float, float],
+    negatives_weight: float,
+) -> Tensor:
+    """mean_i Σ_p T_ip log(1 + w Σ_n M_in exp(u a_i·n + v p·n − s a_i·p)) with scales (u, v, s), a scalar. Ours.
+
+    The sum over n is the product of two matrices of exponentials, so that it takes O(B²) memory. Each matrix is divided
+    by its rows' maxima, and float64 holds products that float32 would round to 0.
+    """
+    _, an, pn = triplet_similarities(anchors, positives, negatives)
+    mask = _mask_of(negative_mask, an)
+    _check(targets.shape == (len(an), len(pn)), f"targets must be {(len(an), len(pn))}, got {tuple(targets.shape)}")
+    u, v, s = scales
+    with torch.autocast(an.device.type, enabled=False):
+        ap = similarities(anchors, positives).double()
+        of_anchors, of_positives = (u * an.double()).masked_fill(~mask, -math.inf), v * pn.double()
+        largest = [x.detach().amax(dim=1, keepdim=True).clamp(min=-1e3) for x in (of_anchors, of_positives)]
+        sums = (of_anchors - largest[0]).exp() @ (of_positives - largest[1]).exp().T
+        tiny = torch.finfo(sums.dtype).tiny
+        exponents = sums.clamp(min=tiny).log() + largest[0] + largest[1].T - s * ap + math.log(negatives_weight)
+        losses = exponents.logaddexp(exponents.new_zeros(())).masked_fill(~mask.any(dim=1, keepdim=True), 0)
+        return (targets * losses).sum(dim=1).mean().to(an.dtype)
 
 
 def triplet_npairs_loss(
@@ -95,14 +170,21 @@ def triplet_similarities(anchors: Tensor, positives: Tensor, negatives: Tensor) 
     _check(len(anchors) > 0, "a batch needs at least one anchor")
     # bfloat16 keeps 8 bits: similarities near 1 would be off by up to 0.004 before 4t multiplies the error.
     with torch.autocast(anchors.device.type, enabled=False):
-        a, p, n = map(_full_precision, (anchors, positives, negatives))
+        a, p, n = map(full_precision, (anchors, positives, negatives))
         if a.ndim == 2:
-            return (a * p).sum(dim=1), a @ n.T, p @ n.T
-        closest = (a @ p.transpose(1, 2)).amax(dim=(1, 2))
-        return closest, multiple_instance_similarities(a, n), multiple_instance_similarities(p, n)
+            return (a * p).sum(dim=1), similarities(a, n), similarities(p, n)
+        return (a @ p.transpose(1, 2)).amax(dim=(1, 2)), similarities(a, n), similarities(p, n)
 
 
-def _full_precision(x: Tensor) -> Tensor:
+def similarities(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products (B, M), in float32, of (B, D) and (M, D); of PVSE's (B, K, D) and (M, K, D) the greatest ones."""
+    if a.ndim == 3:
+        return multiple_instance_similarities(a, b)
+    return full_precision(a) @ full_precision(b).T
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """x in float32, or as it is where it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -112,7 +194,7 @@ def _mask_of(negative_mask: Tensor | None, similarities: Tensor) -> Tensor:
         b, m = similarities.shape
         _check(b == m, f"without a negative_mask M must be B, got (B, M) = {(b, m)}")
         return ~torch.eye(b, dtype=torch.bool, device=similarities.device)
-    _check_bool("negative_mask", negative_mask, similarities.shape)
+    check_bool("negative_mask", negative_mask, similarities.shape)
     return negative_mask
 
 
@@ -121,7 +203,8 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_bool(name: str, mask: Tensor, shape: torch.Size) -> None:
+def check_bool(name: str, mask: Tensor, shape: torch.Size) -> None:
+    """Raise ValueError where a mask is of another type or shape."""
     expected = mask.dtype == torch.bool and mask.shape == shape
     _check(expected, f"{name} must be bool {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}")
 
@@ -157,6 +240,7 @@ def retrieval_loss_terms(
     known_neighbors: Tensor | None = None,
     readable: Tensor | None = None,
     neighbor_readable: Tensor | None = None,
+    targets: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms of Eq. 8 over one batch of pairs (x_i, y_i) and, where given, their drawn neighbors (x_i', y_i').
 
@@ -172,19 +256,24 @@ def retrieval_loss_terms(
     that all have one. known_neighbors: (B, B) bool, True where pair j is no negative of pair i in any term; None for no
     such pairs. That is ours, for batches that hold the neighbors: l_i2t would push apart what l_img pulls together.
     readable, neighbor_readable: (B,) bool, False where the image of the pair, or of its neighbor, was lost; None for
-    none. A lost pair is no anchor and no negative: it contributes 0 to means over B.
+    none. A lost pair is no anchor and no negative: it contributes 0 to means over B. targets: (B, B), `soft_targets` of
+    l_i2t and l_sym; None where a pair is its only positive.
 
     Raises ValueError where neighbors come without their ids, for a mask of another type or shape, and what base_loss
     and `negative_mask` raise.
     """
     others = negative_mask(ids, ids)
     if known_neighbors is not None:
-        _check_bool("known_neighbors", known_neighbors, others.shape)
+        check_bool("known_neighbors", known_neighbors, others.shape)
         others = others & ~known_neighbors
     if readable is not None:
-        _check_bool("readable", readable, ids.shape)
+        check_bool("readable", readable, ids.shape)
         others = others & readable[:, None] & readable
-    terms = {"l_i2t": base_loss(images, texts, texts, others), "l_sym": base_loss(texts, images, images, others)}
+    options = {} if targets is None else {"targets": targets}
+    terms = {
+        "l_i2t": base_loss(images, texts, texts, others, **options),
+        "l_sym": base_loss(texts, images, images, others, **options),
+    }
     if neighbor_images is None and neighbor_texts is None:
         return terms
     if neighbor_ids is None:
@@ -210,69 +299,6 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
     if not weights or not weights.keys() <= terms.keys():
         raise ValueError(f"cannot weigh the terms {sorted(terms)} with {weights}")
     return torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
-
-
-# --- The pairwise loss with fine-grained labels ---------------------------------------------------------------------
-
-
-def pairwise_similarity_loss(
-    similarities: Tensor,
-    positive: Tensor,
-    negative: Tensor,
-    labels: Tensor | None = None,
-    *,
-    margin: float = 0.4,
-    mean_weight: float = 1.0,
-) -> Tensor:
-    """(σ²₊ + σ²₋) + λ [m − (μ₊ − μ₋)]₊ of the examples of a minibatch, a scalar (Yu et al. 2018, arXiv 1802.00985).
-
-    μ₊, σ²₊ are mean and variance (of the population) of the similarities of the positive examples, μ₋, σ²₋ those of the
-    negative ones, m = margin and λ = mean_weight. With labels ℓ (Xu et al. 2019) an example counts ℓ times as much:
-    μ = Σ ℓ s / Σ ℓ and σ² = Σ ℓ (s − μ)² / Σ ℓ over each side. That labels enter the loss and raise the influence of
-    hard examples is from their abstract; that they are weights of both moments is ours. Equal labels change nothing.
-
-    similarities: (B, M). positive, negative: (B, M) bool, disjoint; what is in neither does not count. labels: (B, M),
-    above 0, without a gradient; None for equal ones. A side without examples has no variance, and the margin counts
-    only where both have some. Precision as for `angular_npairs_loss`. Raises ValueError for shapes that do not fit.
-    """
-    similarities = _full_precision(similarities)
-    labels = torch.ones_like(similarities) if labels is None else labels.detach().to(similarities)
-    if labels.shape != similarities.shape:
-        raise ValueError(f"labels must be {tuple(similarities.shape)}, got {tuple(labels.shape)}")
-    variances, means, there = [], [], []
-    for name, examples in (("positive", positive), ("negative", negative)):
-        _check_bool(name, examples, similarities.shape)
-        weights = labels * examples
-        total = weights.sum()
-        weights = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
-        means.append((weights * similarities).sum())
-        variances.append((weights * (similarities - means[-1]).square()).sum())
-        there.append(total > 0)
-    apart = (margin - (means[0] - means[1])).relu() * (there[0] & there[1])
-    return variances[0] + variances[1] + mean_weight * apart
-
-
-def fine_grained_labels(
-    likeness: Tensor, positive: Tensor, negative: Tensor, own: Tensor | None = None, *, strength: float = 1.0
-) -> Tensor:
-    """Labels 1 + strength · hardness of the examples of a minibatch, (B, M), 1 for what is no example.
-
-    Xu et al. (ICCS 2019): a positive whose texts look unlike is hard, and a negative whose texts look alike. With the
-    likeness s in (0, 1) of the example's text and its image's own text, hardness is 1 − s for a positive and s for a
-    negative. That is from their abstract; the linear form is ours.
-
-    likeness: (B, M). positive, negative: (B, M) bool, disjoint. own: (B, M) bool, the positives that are a text with
-    its own image: that a text is like itself says nothing, so they get the mean hardness of the other positives, or 0
-    where there are none. Raises ValueError for shapes that do not fit.
-    """
-    own = torch.zeros_like(positive) if own is None else own
-    for name, examples in (("positive", positive), ("negative", negative), ("own", own)):
-        _check_bool(name, examples, likeness.shape)
-    unlike = 1 - likeness
-    others = positive & ~own
-    mean = (unlike * others).sum() / others.sum().clamp(min=1)
-    hardness = torch.where(positive, torch.where(own, mean, unlike), likeness * negative)
-    return 1 + strength * hardness
 
 
 # --- STRUC, the structure-preserving loss ----------------------------------------------------------------------------
@@ -352,12 +378,12 @@ def neighborhood_masks(
         raise ValueError(f"neighbor_ids must be {tuple(ids.shape)}, got {tuple(neighbor_ids.shape)}")
     every = torch.ones_like(ids, dtype=torch.bool)
     has_neighbor = every if has_neighbor is None else has_neighbor
-    _check_bool("has_neighbor", has_neighbor, ids.shape)
+    check_bool("has_neighbor", has_neighbor, ids.shape)
     candidate_ids = torch.cat([ids, neighbor_ids])
     members = (neighbor_ids[:, None] == candidate_ids) & has_neighbor[:, None]
     others = negative_mask(ids, candidate_ids, neighbor_ids)
     if neighborhoods is not None:
-        _check_bool("neighborhoods", neighborhoods, members.shape)
+        check_bool("neighborhoods", neighborhoods, members.shape)
         members, others = members | neighborhoods, others & ~neighborhoods
     real = torch.cat([every, has_neighbor])
     itself = torch.eye(len(ids), len(real), dtype=torch.bool, device=ids.device)
@@ -378,8 +404,8 @@ def group_ranking_loss(
     ValueError for shapes that do not fit.
     """
     distances = euclidean_distances(anchors, candidates)
-    _check_bool("group_mask", group_mask, distances.shape)
-    _check_bool("other_mask", other_mask, distances.shape)
+    check_bool("group_mask", group_mask, distances.shape)
+    check_bool("other_mask", other_mask, distances.shape)
     if len(distances) == 0:
         raise ValueError("a batch needs at least one anchor")
     # With the others from near to far, those that violate the margin of c_j are the first v_j, and their hinges sum to
@@ -414,37 +440,5 @@ def multiple_instance_similarities(a: Tensor, b: Tensor) -> Tensor:
     if a.ndim != 3 or b.ndim != 3 or a.shape[2] != b.shape[2]:
         raise ValueError(f"embeddings must be (B, K, D) and (M, K, D), got {tuple(a.shape)} and {tuple(b.shape)}")
     with torch.autocast(a.device.type, enabled=False):
-        products = _full_precision(a).flatten(0, 1) @ _full_precision(b).flatten(0, 1).T
+        products = full_precision(a).flatten(0, 1) @ full_precision(b).flatten(0, 1).T
         return products.unflatten(1, b.shape[:2]).unflatten(0, a.shape[:2]).amax(dim=(1, 3))
-
-
-def diversity_loss(residuals: Tensor) -> Tensor:
-    """How alike the K attended residuals of an instance are, mean_b ‖R_b R_bᵀ − 1‖_F / K² with unit rows R_b, a scalar.
-
-    PVSE's diversity term (Song & Soleymani 2019), once a modality, with the division by K² of their published code. It
-    is 0 for orthogonal residuals and for K = 1. residuals: (B, K, D). Raises ValueError for other shapes.
-    """
-    if residuals.ndim != 3 or 0 in residuals.shape:
-        raise ValueError(f"residuals must be (B, K, D), got {tuple(residuals.shape)}")
-    with torch.autocast(residuals.device.type, enabled=False):
-        rows = torch.nn.functional.normalize(_full_precision(residuals), dim=2)
-        diagonal = torch.eye(rows.shape[1], dtype=torch.bool, device=rows.device)
-        off_diagonal = (rows @ rows.transpose(1, 2)).masked_fill(diagonal, 0)
-        return torch.linalg.vector_norm(off_diagonal, dim=(1, 2)).mean() / rows.shape[1] ** 2
-
-
-def mmd_loss(x: Tensor, y: Tensor, *, gamma: float = 0.5) -> Tensor:
-    """Maximum mean discrepancy of two sets of L2-normalised embeddings under the kernel exp(−γ‖u − v‖²), a scalar.
-
-    PVSE's domain discrepancy term (Song & Soleymani 2019): mean k(x, x) − 2 mean k(x, y) + mean k(y, y), which is 0 for
-    equal sets. Their published code takes ‖u − v‖ unsquared; the radial basis function that they name squares it.
-
-    x: (B, K, D), y: (M, K, D), or (B, D) and (M, D). Raises ValueError where the shapes do not fit.
-    """
-    if not (x.ndim == y.ndim and x.ndim in (2, 3)) or x.shape[-1] != y.shape[-1] or 0 in (*x.shape, *y.shape):
-        raise ValueError(f"embeddings must be (B, K, D) and (M, K, D), got {tuple(x.shape)} and {tuple(y.shape)}")
-    with torch.autocast(x.device.type, enabled=False):
-        x, y = (_full_precision(z).flatten(0, -2) for z in (x, y))
-        kernels = ((2 * gamma * (u @ v.T - 1)).exp().mean() for u, v in ((x, x), (x, y), (y, y)))
-        within_x, between, within_y = kernels
-        return within_x - 2 * between + within_y

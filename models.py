@@ -20,7 +20,7 @@ SPECIAL_WORDS = 3
 
 
 class ImageEncoder(nn.Module):
-    """Image stream f_I: backbone, linear F to D, L2 normalisation.
+    """Image stream f_I: backbone, dropout, linear F to D, L2 normalisation.
 
     Takes pixels or, where the backbone is frozen, its features: both give the same embedding.
     """
@@ -31,6 +31,7 @@ class ImageEncoder(nn.Module):
         self.backbone.demand_size(input_of(settings).size)
         self.trainable = settings.trainable
         self.backbone.requires_grad_(self.trainable)
+        self.dropout = nn.Dropout(settings.dropout)
         self.project = nn.Linear(self.backbone.features, dimensions)
         xavier_(self.project)
 
@@ -45,7 +46,7 @@ class ImageEncoder(nn.Module):
         if images.dim() == 4:
             with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
                 images = self.backbone(images)
-        return F.normalize(self.project(images.to(self.project.weight.dtype)).float(), dim=1)
+        return F.normalize(self.project(self.dropout(images.to(self.project.weight.dtype))).float(), dim=1)
 
 
 class WordEmbeddings(nn.Embedding):

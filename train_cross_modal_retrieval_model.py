@@ -7,7 +7,8 @@ baseline ANG+NP+SYM, 1 0.3 0.2 the paper's method. With --loss.base fine_grained
 ways at once. It reads the labels of train_siamese_labels.py.
 
 Reads pairs.parquet, the token sequences, the word vectors and the neighbor table in WORK, and the images. Writes
-WORK/runs/<run>/: config.yaml, last.pt, best.pt (lowest validation loss), TensorBoard events and run.json.
+WORK/runs/<run>/: config.yaml, last.pt, best.pt (of the epoch that training.select chooses), TensorBoard events and
+run.json.
 
 Ctrl-C and SIGTERM write a checkpoint and stop. With --resume the run then ends as if it had never been stopped.
 
@@ -139,7 +140,10 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
                     "seconds": round(progress.seconds, 2),
                 },
             )
-    print(f"lowest validation loss {progress.best_loss:.4f} in epoch {progress.best_epoch} of {progress.epoch}")
+    figure = f"lowest validation loss {progress.best_loss:.4f}"
+    if settings.training.select == "val_recall":
+        figure = f"highest validation Recall@1 {progress.best_recall:.4f}"
+    print(f"{figure} in epoch {progress.best_epoch} of {progress.epoch}")
     for name in ("best.pt", "last.pt", "run.json"):
         print(f"wrote {run / name}")
     say_next("python", "evaluate.py", "--run", run)

@@ -83,6 +83,7 @@ FILES_IN_ROOT = {
 LOSSES = Registry(
     angular="losses:angular_npairs_loss",
     triplet="losses:triplet_npairs_loss",
+    infonce="losses:infonce_loss",
     struc="losses:structure_preserving_loss_terms",
     fine_grained="training.fine_grained:PairwiseLoss",
 )

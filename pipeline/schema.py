@@ -9,9 +9,23 @@ are derived from this schema. To add a setting, add its field.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from pipeline.home import expanded
+from pipeline.fields import (
+    LARGEST,
+    Backbone,
+    Count,
+    FromTwo,
+    Name,
+    Natural,
+    NotNegative,
+    PathText,
+    Positive,
+    Rate,
+    ReadWhen,
+    Shapes,
+    Share,
+)
 from pipeline.registry import LOSSES, READERS, SPACES, TEXT_ENCODERS, Registry
 
 PREPARE, DOC2VEC, VECTORS, IMAGE_FEATURES, NEIGHBORS, SIAMESE, RUN, EVALUATION = (
@@ -22,45 +36,11 @@ PREPARE, DOC2VEC, VECTORS, IMAGE_FEATURES, NEIGHBORS, SIAMESE, RUN, EVALUATION =
 ANGULAR, TRIPLET = (1.0, 0.3, 0.2), (1.0, 0.1, 0.3)
 """SYM, IMG and TEXT of Sec. 3.3. The paper's beta is IMG, its alpha TEXT."""
 
-LARGEST = 2**31 - 1
-"""The C code of gensim, Faiss and Pillow takes no larger whole number."""
-
-
-class Shapes:
-    """The steps whose outputs a section's settings shape, or those of one setting where they are others."""
-
-    def __init__(self, *steps: str) -> None:
-        self.steps = steps
-
-
-class ReadWhen:
-    """Values of another setting under which a setting is read, or `unless` which it is not; joined by `|`."""
-
-    def __init__(self, name: str, *values: Any, unless: tuple[Any, ...] = ()) -> None:
-        self.alternatives = [(name, values, unless)]
-
-    def __or__(self, other: "ReadWhen") -> "ReadWhen":
-        either = ReadWhen("")
-        either.alternatives = self.alternatives + other.alternatives
-        return either
-
-
 WITH_GRU = ReadWhen("model.text.encoder", "gru") | ReadWhen("siamese.encoder", "gru")
 WITH_GRAPH = ReadWhen("model.text.encoder", "graph") | ReadWhen("siamese.encoder", "graph")
 WITH_PIXELS = ReadWhen("model.image.trainable", True) | ReadWhen("model.image.cache_features", False)
 WITH_HNSW = ReadWhen("neighbors.method", "auto", "hnsw")
 WITH_ANGLE = ReadWhen("loss.base", "angular", "fine_grained")
-
-Count = Annotated[int, Field(ge=1, le=LARGEST)]
-Natural = Annotated[int, Field(ge=0, le=LARGEST)]
-FromTwo = Annotated[int, Field(ge=2, le=LARGEST)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[^./\x00][^/\x00]*$")]
-PathText = Annotated[str, Field(pattern=r"^[^\x00]*$"), AfterValidator(expanded)]
-Backbone = Annotated[str, Field(pattern=r"^([^./\x00][^/\x00]*|(timm|open_clip|features):[^\x00]+)$")]
 
 
 class Section(BaseModel):
@@ -232,6 +212,8 @@ class ImageEncoder(Section):
     """With a frozen backbone: compute its features once, of each image and its mirror image."""
     size: Annotated[Count | None, Shapes(RUN, IMAGE_FEATURES)] = 224
     """Images are resized to size x size, without cropping; null takes the size that timm or open_clip states."""
+    dropout: Annotated[Rate, ReadWhen("model.pvse.embeddings", 0)] = 0.0
+    """Dropout on the backbone's features (ours; the paper has none)."""
 
 
 class TextEncoder(Section):
@@ -289,14 +271,19 @@ class Loss(Section):
     """The loss that the terms are made of."""
 
     base: Annotated[str, LOSSES] = "angular"
-    """Eq. 2 or Eq. 1 of the paper in N-pairs; the structure-preserving loss of Wang et al. 2016 (STRUC); or the
-    pairwise loss of Xu et al. 2019 for the pairs, with Eq. 2 for L_img and L_text."""
+    """Eq. 2 or Eq. 1 of the paper in N-pairs; InfoNCE, the loss of CLIP (ours); the structure-preserving loss of Wang
+    et al. 2016 (STRUC); or the pairwise loss of Xu et al. 2019 for the pairs, with Eq. 2 for L_img and L_text."""
     form: Annotated[Literal["logsumexp", "hinge"], WITH_ANGLE] = "logsumexp"
     """Angular N-pairs as in Wang et al. 2017, or the paper's Eq. 2 and 3 to the letter."""
     tan_squared_alpha: Annotated[Positive | None, WITH_ANGLE] = None
     """tan^2 of the angle; null: 1 for logsumexp, 0.2 for hinge (from 1/3 on unrelated vectors have no gradient)."""
-    margin: Annotated[Positive | None, ReadWhen("loss.base", unless=("angular", "fine_grained"))] = None
+    margin: Annotated[Positive | None, ReadWhen("loss.base", "triplet", "struc")] = None
     """Margin of triplet and struc; null takes 0.2 for triplet and 0.1 for struc (whose distances are not squared)."""
+    temperature: Annotated[Positive, ReadWhen("loss.base", "infonce")] = 0.1
+    """infonce: what similarities are divided by; a constant, not learned."""
+    soft_targets: Annotated[float, Field(ge=0, le=1), ReadWhen("loss.base", "angular", "infonce")] = 0.0
+    """Share of the positive that a pair's neighbors in the batch take, together, from the pair itself (ours; 0.5 is a
+    good value). They are then no negatives, and cost no further pass; weights IMG and TEXT may be 0."""
     structure: Literal["estimated", "ground_truth"] = "estimated"
     """Neighbors of struc: those of step 3, or the other texts of a pair's own image."""
     tile_negatives: bool = False
@@ -351,11 +338,16 @@ class Training(Section):
     max_epochs: Count = 100
     """Epochs at most."""
     decay_patience: Count = 5
-    """Epochs without lower validation loss after which the learning rate is decayed."""
+    """Epochs without a better validation figure (`select`) after which the learning rate is decayed."""
     decay_factor: Share = 0.1
     """Factor of that decay."""
     stop_patience: Count = 10
-    """Epochs without lower validation loss after which training stops."""
+    """Epochs without a better validation figure (`select`) after which training stops."""
+    select: Literal["val_loss", "val_recall"] = "val_loss"
+    """The figure of the val split that chooses best.pt and drives schedule and early stop: the loss, as the paper, or
+    the k-way Recall@1 of both ways."""
+    select_k: FromTwo = 5
+    """k of that Recall@1, by which searches and tables choose as well."""
     val_loss: Annotated[Literal["i2t_sym", "i2t"], ReadWhen("loss.base", unless=("fine_grained",))] = "i2t_sym"
     """The validation loss, each term with weight 1: image to text and text to image, or (authors' code) the first."""
     passes: Annotated[Literal["one", "two"], ReadWhen("model.image.trainable", True)] = "one"

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError, reason
+from pipeline.fields import ReadWhen, Shapes
 from pipeline.registry import FILES_IN_ROOT, Registry, is_kind
-from pipeline.schema import Loss, ReadWhen, Section, Settings, Shapes
+from pipeline.schema import Loss, Section, Settings
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "openclipart.yaml"
 
@@ -84,6 +85,7 @@ GOES_WITH: tuple[tuple[str, Any, str, tuple[Any, ...]], ...] = (
     ("loss.tile_negatives", True, "loss.base", ("angular",)),
     ("loss.tile_negatives", True, "loss.form", ("logsumexp",)),
     ("loss.structure", "ground_truth", "loss.base", ("struc",)),
+    ("loss.form", "hinge", "loss.soft_targets", (0.0,)),
     ("training.batches", "neighborhoods", "loss.base", ("angular", "triplet")),
     ("training.batches", "neighborhoods", "neighbors.draw", ("neighbors",)),
     ("training.compile", True, "model.pvse.embeddings", (0,)),

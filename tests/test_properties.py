@@ -30,6 +30,7 @@ from readers.manifest import read_manifest
 from readers.selection import read_table
 from readers.tables import RECORDS
 from text_space.tokenizer import Tokenizer, _shown, train_punkt
+from training.fine_grained import pairwise_similarity_loss
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates too
 folder_stays = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -493,7 +494,7 @@ def test_the_pairwise_loss_is_its_formula(batch: dict[str, Any], margin: float, 
         means.append(sum(label * s for label, s in some) / total if some else None)
         variances.append(sum(label * (s - means[-1]) ** 2 for label, s in some) / total if some else 0.0)
     apart = 0.0 if None in means else max(0.0, margin - (means[0] - means[1]))
-    value = losses.pairwise_similarity_loss(similarities, positive, negative, labels, margin=margin, mean_weight=weight)
+    value = pairwise_similarity_loss(similarities, positive, negative, labels, margin=margin, mean_weight=weight)
     assert math.isclose(value.item(), sum(variances) + weight * apart, rel_tol=1e-9, abs_tol=1e-9)
     value.backward()
     assert torch.isfinite(similarities.grad).all()

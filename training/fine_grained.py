@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from datasets import Prepared, are_listed, read_neighbors
-from losses import fine_grained_labels, multiple_instance_similarities, pairwise_similarity_loss
+from losses import check_bool, full_precision, multiple_instance_similarities
 from pipeline.devices import to_device
 from pipeline.errors import UserError
 from pipeline.files import read_array
@@ -171,3 +171,63 @@ class PairwiseLoss:
         of_images, of_texts = (to_device(self.vectors[rows], self.device) for rows in (image_rows, text_rows))
         alike = likeness(of_images, of_texts, self.comparison).sigmoid()
         return fine_grained_labels(alike, positive, negative, own, strength=self.settings.label_strength)
+
+
+def pairwise_similarity_loss(
+    similarities: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    labels: Tensor | None = None,
+    *,
+    margin: float = 0.4,
+    mean_weight: float = 1.0,
+) -> Tensor:
+    """(σ²₊ + σ²₋) + λ [m − (μ₊ − μ₋)]₊ of the examples of a minibatch, a scalar (Yu et al. 2018, arXiv 1802.00985).
+
+    μ₊, σ²₊ are mean and variance (of the population) of the similarities of the positive examples, μ₋, σ²₋ those of the
+    negative ones, m = margin and λ = mean_weight. With labels ℓ (Xu et al. 2019) an example counts ℓ times as much:
+    μ = Σ ℓ s / Σ ℓ and σ² = Σ ℓ (s − μ)² / Σ ℓ over each side. That labels enter the loss and raise the influence of
+    hard examples is from their abstract; that they are weights of both moments is ours. Equal labels change nothing.
+
+    similarities: (B, M). positive, negative: (B, M) bool, disjoint; what is in neither does not count. labels: (B, M),
+    above 0, without a gradient; None for equal ones. A side without examples has no variance, and the margin counts
+    only where both have some. Precision as for `angular_npairs_loss`. Raises ValueError for shapes that do not fit.
+    """
+    similarities = full_precision(similarities)
+    labels = torch.ones_like(similarities) if labels is None else labels.detach().to(similarities)
+    if labels.shape != similarities.shape:
+        raise ValueError(f"labels must be {tuple(similarities.shape)}, got {tuple(labels.shape)}")
+    variances, means, there = [], [], []
+    for name, examples in (("positive", positive), ("negative", negative)):
+        check_bool(name, examples, similarities.shape)
+        weights = labels * examples
+        total = weights.sum()
+        weights = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
+        means.append((weights * similarities).sum())
+        variances.append((weights * (similarities - means[-1]).square()).sum())
+        there.append(total > 0)
+    apart = (margin - (means[0] - means[1])).relu() * (there[0] & there[1])
+    return variances[0] + variances[1] + mean_weight * apart
+
+
+def fine_grained_labels(
+    likeness: Tensor, positive: Tensor, negative: Tensor, own: Tensor | None = None, *, strength: float = 1.0
+) -> Tensor:
+    """Labels 1 + strength · hardness of the examples of a minibatch, (B, M), 1 for what is no example.
+
+    Xu et al. (ICCS 2019): a positive whose texts look unlike is hard, and a negative whose texts look alike. With the
+    likeness s in (0, 1) of the example's text and its image's own text, hardness is 1 − s for a positive and s for a
+    negative. That is from their abstract; the linear form is ours.
+
+    likeness: (B, M). positive, negative: (B, M) bool, disjoint. own: (B, M) bool, the positives that are a text with
+    its own image: that a text is like itself says nothing, so they get the mean hardness of the other positives, or 0
+    where there are none. Raises ValueError for shapes that do not fit.
+    """
+    own = torch.zeros_like(positive) if own is None else own
+    for name, examples in (("positive", positive), ("negative", negative), ("own", own)):
+        check_bool(name, examples, likeness.shape)
+    unlike = 1 - likeness
+    others = positive & ~own
+    mean = (unlike * others).sum() / others.sum().clamp(min=1)
+    hardness = torch.where(positive, torch.where(own, mean, unlike), likeness * negative)
+    return 1 + strength * hardness

@@ -21,6 +21,7 @@ from pipeline.registry import LOSSES
 from pipeline.schema import Loss, Settings
 from pipeline.work import Work
 from training.fine_grained import PairwiseLoss, train_relevance
+from training.pvse import pvse_terms
 from training.runs import Weights, reads_neighbors
 
 HINGE_TAN_SQUARED_ALPHA = 0.2
@@ -63,6 +64,8 @@ class Objective:
     """What positives of L_img and L_text are drawn from; None where no term needs any."""
     within_batch: bool
     """Whether the positives are looked up among the batch's own pairs (neighborhood batches)."""
+    soft_share: float
+    """`loss.soft_targets`, the share of the positive that a pair's neighbors in the batch take."""
     pairwise: PairwiseLoss | None
     """The pairwise loss in place of i2t and sym (Xu et al. 2019)."""
     lists_neighbors: bool
@@ -103,8 +106,13 @@ class Objective:
             has_neighbor = found.any(axis=1)
             places = to_device(found.argmax(axis=1), device)
             x_near, y_near = x[places], y[places]
+        if (self.within_batch or self.soft_share) and isinstance(self.neighbors, NeighborTable):
             near = self.neighbors.is_listed(batch.rows, batch.rows)  # being a neighbor is not mutual
-            known["known_neighbors"] = to_device(near | near.T, device)
+            known["known_neighbors"] = near_pairs = to_device(near | near.T, device)
+            if self.soft_share:
+                there = batch.readable
+                positives_there = near_pairs if there is None else near_pairs & there[:, None] & there
+                known["targets"] = losses.soft_targets(positives_there, self.soft_share)
         terms = self.terms(
             x[:size],
             y[:size],
@@ -123,7 +131,7 @@ class Objective:
             rows, text_rows = batch.rows, batch.text_rows[:texts]
             terms["l_i2t"] = self.pairwise(x[:size], y[:texts], rows, text_rows, batch.readable)
         if "l_diversity" in self.weights:
-            terms |= pvse_terms(x[:size], y[:size], residuals, batch)
+            terms |= pvse_terms(x[:size], y[:size], residuals, batch.readable, batch.neighbor_readable)
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -164,22 +172,10 @@ def npairs_loss(settings: Loss) -> losses.NPairsLoss:
         options.setdefault("tan_squared_alpha", HINGE_TAN_SQUARED_ALPHA)
     loss: losses.NPairsLoss = functools.partial(function, **options)
     if settings.tile_negatives:
-        return lambda anchors, *others: function(anchors, *others, **options, negatives_weight=float(len(anchors)))
+        return lambda anchors, *others, **targets: function(
+            anchors, *others, **options, **targets, negatives_weight=float(len(anchors))
+        )
     return loss
-
-
-def pvse_terms(x: Tensor, y: Tensor, residuals: Sequence[Tensor], batch: ObjectiveBatch) -> dict[str, Tensor]:
-    """PVSE's `l_diversity` of both streams, and `l_mmd`. Lost images add 0 to the first and are left out of the second.
-
-    x, y: (B, K, D). residuals: of the images and of the texts, (B, K, D), or (2B, K, D) with the drawn neighbors.
-    """
-    of_images, of_texts = residuals
-    if batch.readable is not None and batch.neighbor_readable is not None:
-        is_there = torch.cat([batch.readable, batch.neighbor_readable])[: len(of_images)]
-        of_images = of_images * is_there[:, None, None]
-        x, y = x[batch.readable], y[batch.readable]
-    mmd = losses.mmd_loss(x, y) if len(x) else of_images.sum() * 0
-    return {"l_diversity": losses.diversity_loss(of_images) + losses.diversity_loss(of_texts), "l_mmd": mmd}
 
 
 def build_objective(settings: Settings, weights: Weights, data: Prepared, device: torch.device) -> Objective:
@@ -203,7 +199,7 @@ def build_objective(settings: Settings, weights: Weights, data: Prepared, device
         relevance = train_relevance(work, settings.siamese.relevance, settings.neighbors.space, data)
         pairwise = LOSSES.load(base)(settings.loss, relevance, Work(work), device)
     neighbors: NeighborTable | OtherTexts | None = None
-    if weights.img or weights.text or (pairwise and pairwise.with_neighbors):
+    if weights.img or weights.text or settings.loss.soft_targets or (pairwise and pairwise.with_neighbors):
         if reads_neighbors(settings, weights):
             neighbors = load_neighbors(work, settings.neighbors, data)
         else:
@@ -216,6 +212,7 @@ def build_objective(settings: Settings, weights: Weights, data: Prepared, device
         weights=of_terms,
         neighbors=neighbors,
         within_batch=neighbors is not None and settings.training.batches == "neighborhoods",
+        soft_share=settings.loss.soft_targets,
         pairwise=pairwise,
         lists_neighbors=base == "struc" and settings.neighbors.draw == "neighbors",
         val_terms=("l_i2t",) if settings.training.val_loss == "i2t" else ("l_i2t", "l_sym"),

@@ -83,6 +83,8 @@ def readable_name(run: Path) -> str:
 
 def reads_neighbors(settings: Settings, weights: Weights) -> bool:
     """Whether a run reads the neighbor table. A baseline and ground-truth structure do not."""
+    if settings.loss.soft_targets:
+        return True
     relevance, space = settings.siamese.relevance, settings.neighbors.space
     if settings.loss.base == "fine_grained" and by_neighbors(settings.work_folder, relevance, space):
         return True

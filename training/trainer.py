@@ -41,9 +41,12 @@ class Progress:
     batches_done: int = 0
     """Of the epoch under way; 0 between two epochs."""
     seconds: float = 0.0
-    best_loss: float = float("inf")
     best_epoch: int = 0
+    """The epoch of best.pt; 0 before the first."""
+    best_loss: float = float("inf")
+    """Its validation loss."""
     best_recall: float = 0.0
+    """Its Recall@1 of the validation split, `training.select_k`-way, mean of both ways."""
 
 
 class Trainer:
@@ -54,7 +57,8 @@ class Trainer:
         objective: from a batch's embeddings to the terms of the loss.
         model, images, data, device: what is trained, on which images and prepared files, and where.
         seed: of batches, neighbors, flips and dropout.
-        metrics: what is measured on the validation split after every epoch; the first two are kept with the best epoch.
+        metrics: what is measured on the validation split after every epoch; the first two are the two ways of the
+            Recall@1 that `training.select` may name.
         embedded_at_once: images or texts in a batch of the validation split.
         show: draws validation results in TensorBoard.
     """
@@ -98,7 +102,7 @@ class Trainer:
         self.val_rows = np.random.default_rng(seed).permutation(data.rows["val"])
 
     def finished(self) -> bool:
-        """Whether it was the last epoch, or `stop_patience` epochs have passed since the lowest validation loss."""
+        """Whether it was the last epoch, or `stop_patience` epochs have passed since the best one."""
         progress, training = self.progress, self.training
         if progress.batches_done:
             return False
@@ -257,19 +261,22 @@ class Trainer:
     # Validation
 
     def validate(self, board: SummaryWriter) -> bool:
-        """Validation loss, which drives schedule and early stop; True where it is the lowest so far.
+        """Measure the validation split; True where `training.select` is better than in every epoch before.
 
-        With several processes one computes it for all.
+        That figure drives schedule and early stop. With several processes one computes it for all.
         """
         validation = distributed.by_writer(lambda: self._validation(board))
         progress = self.progress
         progress.batches_done = 0
-        improved = progress.epoch > 0 and validation.loss < progress.best_loss
+        recall = sum(next(iter(validation.measured.values())).values()) / 2
+        by_recall = self.training.select == "val_recall"
+        is_better = recall > progress.best_recall if by_recall else validation.loss < progress.best_loss
+        improved = progress.epoch > 0 and (is_better or not progress.best_epoch)
         if improved:
-            progress.best_loss, progress.best_epoch = validation.loss, progress.epoch
-            progress.best_recall = sum(next(iter(validation.measured.values())).values()) / 2
+            progress.best_loss, progress.best_recall = validation.loss, recall
+            progress.best_epoch = progress.epoch
         if progress.epoch:
-            self.schedule.step(validation.loss)
+            self.schedule.step(-recall if by_recall else validation.loss)
         self.last_validation = f"epoch {progress.epoch:3d}  {validation}{' *' if improved else ''}"
         return improved
 
@@ -311,8 +318,9 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of these settings and loss weights. Warns where the validation split is too small for k-way."""
     images_of_val = len(np.unique(data.image_ids[data.rows["val"]]))
-    measured = [min(k, images_of_val) for k in settings.evaluation.kway]
-    for k in settings.evaluation.kway:
+    wanted = list(dict.fromkeys([settings.training.select_k, *settings.evaluation.kway]))
+    measured = [min(k, images_of_val) for k in wanted]
+    for k in wanted:
         if k > images_of_val and distributed.is_writer():
             print(
                 f"warning: val has {images_of_val} images: an epoch's Recall@1 is {images_of_val}-way and not {k}-way"

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from losses import fine_grained_labels, pairwise_similarity_loss
-from training.fine_grained import Relevance, likeness
+from training.fine_grained import Relevance, fine_grained_labels, likeness, pairwise_similarity_loss
 
 seeds = st.integers(0, 2**31)
 few_examples = settings(max_examples=25, deadline=None)

@@ -2,13 +2,13 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 import losses
 from pipeline.schema import Loss
-from training.objective import ObjectiveBatch, npairs_loss, pvse_terms
+from training.objective import npairs_loss
+from training.pvse import diversity_loss, mmd_loss, pvse_terms
 
 A, P, N = torch.nn.functional.normalize(torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)), dim=2)
 
@@ -42,18 +42,17 @@ def test_tiled_negatives_count_a_batch_times() -> None:
     assert not math.isclose(tiled.item(), npairs_loss(Loss())(A, P, N).item())
 
 
-def batch(readable: list[bool], neighbor_readable: list[bool]) -> ObjectiveBatch:
-    rows, masks = np.arange(len(readable)), (torch.tensor(readable), torch.tensor(neighbor_readable))
-    return ObjectiveBatch(rows, rows, torch.from_numpy(rows), rows, torch.from_numpy(rows), *masks)
+def masks(readable: list[bool], neighbor_readable: list[bool]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(readable), torch.tensor(neighbor_readable)
 
 
 def test_a_lost_image_has_no_part_in_the_terms_of_pvse() -> None:
     x, y = torch.nn.functional.normalize(torch.randn(2, 3, 2, 5, generator=torch.Generator().manual_seed(1)), dim=3)
     of_images = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    terms = pvse_terms(x, y, (of_images, y), batch([True, False, True], [True, True, False]))
-    torch.testing.assert_close(terms["l_mmd"], losses.mmd_loss(x[[0, 2]], y[[0, 2]]))
-    of_each = [losses.diversity_loss(one[None]) for one in of_images]
-    expected = (of_each[0] + of_each[2] + of_each[3] + of_each[4]) / 6 + losses.diversity_loss(y)
+    terms = pvse_terms(x, y, (of_images, y), *masks([True, False, True], [True, True, False]))
+    torch.testing.assert_close(terms["l_mmd"], mmd_loss(x[[0, 2]], y[[0, 2]]))
+    of_each = [diversity_loss(one[None]) for one in of_images]
+    expected = (of_each[0] + of_each[2] + of_each[3] + of_each[4]) / 6 + diversity_loss(y)
     torch.testing.assert_close(terms["l_diversity"], expected)
     (gradient,) = torch.autograd.grad(terms["l_diversity"], of_images)
     assert not gradient[[1, 5]].any() and gradient.isfinite().all() and gradient[0].any()
@@ -61,5 +60,5 @@ def test_a_lost_image_has_no_part_in_the_terms_of_pvse() -> None:
 
 def test_a_batch_without_any_image_gives_terms_of_0() -> None:
     x = torch.nn.functional.normalize(torch.randn(2, 2, 5), dim=2)
-    terms = pvse_terms(x, x, (x, torch.zeros(2, 2, 5)), batch([False, False], [False, False]))
+    terms = pvse_terms(x, x, (x, torch.zeros(2, 2, 5)), *masks([False, False], [False, False]))
     assert terms["l_mmd"] == 0 and terms["l_diversity"] == 0

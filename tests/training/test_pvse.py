@@ -1,4 +1,4 @@
-"""PVSE, its encoders (models.py), similarity and regularisers (losses.py), against cases solved by hand and loops."""
+"""PVSE: encoders (models.py), similarity (losses.py) and terms (training/pvse.py), against cases by hand and loops."""
 
 import math
 
@@ -13,8 +13,6 @@ import losses
 from images.backbones import Backbone
 from losses import (
     angular_npairs_loss,
-    diversity_loss,
-    mmd_loss,
     multiple_instance_similarities,
     retrieval_loss_terms,
     triplet_npairs_loss,
@@ -22,6 +20,7 @@ from losses import (
 )
 from models import PVSE, PIENet, PVSEImageEncoder, PVSETextEncoder, seeded
 from pipeline.errors import UserError
+from training.pvse import diversity_loss, mmd_loss
 
 # ResNet's feature map of 64 × 64 pixels has 2 × 2 places.
 PIXELS = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
