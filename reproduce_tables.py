@@ -11,27 +11,32 @@ seed share steps 0 to 3; all seeds share the cached image features. Tables 1 to 
 - 8: a sentence encoder (--sentences) as text stream and as space of the neighbors.
 
 Any setting can be given; it holds for every method. Finished runs are reused, so a stopped call resumes when repeated.
-Writes OUT/tableN.md and OUT/tableN.json, and the output of the other scripts to WORK-tables.log.
+With --jobs N, N processes of one thread each prepare, train and measure at once. The figures are those of one process
+with one thread (OMP_NUM_THREADS=1). Writes OUT/tableN.md and OUT/tableN.json, and the output of the other scripts to
+WORK-tables.log.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.command_line import make_parser, parse_settings, run_script, without
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
-from pipeline.pairs import distinct, read_pairs, rows_of_split
+from pipeline.pairs import distinct, image_root, read_pairs, rows_of_split
+from pipeline.processes import in_order, one_thread_each
 from pipeline.progress import ProgressBar
 from pipeline.schema import Evaluation, Settings
+from pipeline.steps import STEPS
 from pipeline.work import Work
 from readers.openclipart import openclipart
 from reporting import tables
@@ -56,6 +61,12 @@ class Request:
     """Flags that hold for every method and seed."""
     sentences: str = "all-MiniLM-L6-v2"
     """The sentence encoder of table 8."""
+    jobs: int = 1
+    """Processes that work at once."""
+
+    def work(self, seed: int) -> Path:
+        """WORK of a seed."""
+        return self.settings.work_folder.with_name(f"{self.settings.work_folder.name}-seed={seed}")
 
     @property
     def dataset(self) -> str:
@@ -93,10 +104,13 @@ def read_request(argv: list[str]) -> Request:
         metavar="NAME_OR_FOLDER",
         help=f"sentence encoder of table 8 (default: {Request.sentences})",
     )
+    parser.add_argument("--jobs", type=int, default=1, help="processes that work at once (default: 1)")
     parser.add_argument("--out", type=Path, help="folder of the tables (default: results/<dataset.name>)")
     settings, _, arguments = parse_settings(parser, argv)
     if arguments.seeds < 1:
         raise UserError("--seeds must be at least 1")
+    if arguments.jobs < 1:
+        raise UserError("--jobs must be at least 1")
     if unknown := set(arguments.tables) - set(TABLES):
         raise UserError(f"there is no table {min(unknown)}; --tables takes some of {sorted(TABLES)}")
     wanted = [TABLES[number] for number in arguments.tables]
@@ -105,7 +119,8 @@ def read_request(argv: list[str]) -> Request:
         raise UserError(f"no row is called {min(unknown)}; --methods takes some of {[m.name for m in methods]}")
 
     own = {"--tables": len(arguments.tables), "--methods": len(arguments.methods or ())}
-    shared = without(argv, {"--seeds": 1, "--out": 1, "--seed": 1, "--work": 1, "--sentences": 1, **own})
+    places = {"--out": 1, "--work": 1, "--features": 1}
+    shared = without(argv, {"--seeds": 1, "--seed": 1, "--sentences": 1, "--jobs": 1, **places, **own})
     if settings.dataset.source == "openclipart" and not settings.dataset.root:
         published = openclipart(settings.dataset, Work(settings.work_folder).published, settings.seed)
         shared += ["--dataset.root", str(published.root)]  # fetched once, for all seeds
@@ -118,25 +133,74 @@ def read_request(argv: list[str]) -> Request:
         arguments.out or Path("results") / settings.work_folder.name,
         shared,
         arguments.sentences,
+        arguments.jobs,
     )
 
 
 def train_all(request: Request) -> dict[str, list[Path]]:
     """The evaluated runs of every method, one a seed; none of a method that the dataset does not allow."""
-    work = request.settings.work_folder
-    log = work.with_name(work.name + "-tables.log")
+    runs: dict[str, list[Path]] = {}
+    for methods in alike(request.methods):
+        runs |= evaluated(request, methods)
+    return {method.name: runs[method.name] for method in request.methods}
+
+
+def alike(methods: Sequence[Method]) -> list[list[Method]]:
+    """The methods in groups that share the outputs of steps 0 to 3. These keep one table of neighbors a space."""
+    shaping = {name for step in STEPS for name in step.settings} - {"neighbors.space"}
+    groups: dict[frozenset[tuple[str, str]], list[Method]] = {}
+    for method in methods:
+        shared = frozenset((name, value) for name, value in method.settings.items() if name in shaping)
+        groups.setdefault(shared, []).append(method)
+    return list(groups.values())
+
+
+def evaluated(request: Request, methods: Sequence[Method]) -> dict[str, list[Path]]:
+    """The evaluated runs of some methods by name, one a seed; trained and evaluated where they do not exist yet."""
+    seeds = range(request.seeds)
+    weights = at_once(request, prepared, [(seed, methods) for seed in seeds], "seed")
+    choices: dict[tuple[str, int], list[Path]] = {}
+    trainings: dict[Path, list[str]] = {}  # of several methods that are the same run, one trains it
+    for seed in seeds:
+        for method, of_method in zip(methods, weights[seed], strict=True):
+            commands = [] if of_method is None else commands_of(request, method, seed, of_method)
+            choices[method.name, seed] = [run_of(command) for command in commands]
+            trainings |= zip(choices[method.name, seed], commands, strict=True)
+    at_once(request, trained, list(trainings.values()), "run")
+    best = {which: best_on_validation(runs) for which, runs in choices.items() if runs}
+    flags = evaluation_flags(request.settings.evaluation)
+    at_once(request, measured, [["--run", str(run), *flags] for run in dict.fromkeys(best.values())], "run")
+    return {
+        method.name: [best[method.name, seed] for seed in seeds if (method.name, seed) in best] for method in methods
+    }
+
+
+def at_once(request: Request, function: Callable[[Request, Any], Any], items: Sequence[Any], unit: str) -> list[Any]:
+    """`function(request, item)` of each item, in order; as many at once as the request says.
+
+    What they print goes to the log. So does what processes beside this one write to stderr.
+    """
+    found = []
+    work = functools.partial(logged, function, request)
+    processes = min(request.jobs, len(items)) if request.jobs > 1 else 0
+    threads = one_thread_each() if processes else contextlib.nullcontext()
+    with threads, ProgressBar(total=len(items), desc=function.__name__, unit=unit) as progress:
+        for result in in_order(work, items, processes, ahead=len(items)):
+            found.append(result)
+            progress.update()
+    return found
+
+
+def logged(function: Callable[[Request, Any], Any], request: Request, item: Any) -> Any:
+    """`function(request, item)`; what it prints is appended to WORK-tables.log."""
+    log = request.settings.work_folder.with_name(request.settings.work_folder.name + "-tables.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    runs: dict[str, list[Path]] = {method.name: [] for method in request.methods}
-    with ProgressBar(total=request.seeds * len(request.methods), unit="method") as progress:
-        for seed in range(request.seeds):
-            for method in request.methods:
-                progress.set_description(f"seed {seed}, {method.name}")
-                with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-                    run = trained(request, method, seed)
-                if run:
-                    runs[method.name].append(run)
-                progress.update()
-    return runs
+    with contextlib.ExitStack() as redirected:
+        file = redirected.enter_context(log.open("a", encoding="utf-8", buffering=1))
+        redirected.enter_context(contextlib.redirect_stdout(file))
+        if request.jobs > 1:
+            redirected.enter_context(contextlib.redirect_stderr(file))
+        return function(request, item)
 
 
 FiguresOfRuns = Mapping[str, list[Mapping[str, "Figure"]]]
@@ -208,48 +272,86 @@ def evaluation_flags(evaluation: Evaluation) -> list[str]:
     return flags
 
 
-def trained(request: Request, method: Method, seed: int) -> Path | None:
-    """The evaluated run of a method with one seed; trained and evaluated where it does not exist yet.
+def prepared(request: Request, seed_and_methods: tuple[int, Sequence[Method]]) -> list[tuple[float, ...] | None]:
+    """Run what comes before training, for one seed. Returns the loss weights of every method.
 
-    None where the method needs images with several texts and no train image has them.
+    None stands for a method that needs images with several texts, where no train image has them.
     """
-    import evaluate
     import extract_doc2vec_vectors
     import extract_image_features
     import knn_document_features
     import prepare_dataset
-    import train_cross_modal_retrieval_model
     import train_doc2vec
     import train_siamese_labels
     import tune_loss_weights
 
-    settings = request.settings
-    work = settings.work_folder.with_name(f"{settings.work_folder.name}-seed={seed}")
-    base = [*request.shared, "--seed", str(seed), "--work", str(work), "--features", str(settings.features_folder)]
+    seed, methods = seed_and_methods
+    found: list[tuple[float, ...] | None] = []
+    for method in methods:
+        prepare_dataset.main(flags_of(request, method, seed))
+        if method.several_texts and not several_texts(request.work(seed)):
+            found.append(None)
+            continue
+        flags = flags_of(request, method, seed)
+        train_doc2vec.main(flags)
+        extract_doc2vec_vectors.main(flags)
+        if method.settings.get("neighbors.space") == "images":
+            extract_image_features.main(flags)
+        knn_document_features.main(flags)
+        settings = parse_settings(make_parser(""), flags)[0]
+        if settings.loss.base == "fine_grained" and settings.loss.labels == "siamese":
+            train_siamese_labels.main(flags)
+        tuned = tune_loss_weights.main(flags) if method.tuned else {}
+        found.append(dataclasses.astuple(tuned[method.tuned]) if method.tuned else method.weights)
+    return found
+
+
+def flags_of(request: Request, method: Method, seed: int) -> list[str]:
+    """The flags of a method's scripts for one seed."""
+    work = request.work(seed)
+    features = request.settings.features_folder
+    if (work / "pairs.parquet").is_file() and image_root(work).is_relative_to(work.absolute()):
+        features = work / "features"  # images that are drawn by seed
+    flags = [*request.shared, "--seed", str(seed), "--work", str(work), "--features", str(features)]
     for name, value in method.settings.items():
-        base += [f"--{name}", value.format(sentences=request.sentences)]
-    prepare_dataset.main(base)
-    if method.several_texts and not several_texts(work):
-        return None
-    train_doc2vec.main(base)
-    extract_doc2vec_vectors.main(base)
-    if method.settings.get("neighbors.space") == "images":
-        extract_image_features.main(base)
-    knn_document_features.main(base)
-    method_settings = parse_settings(make_parser(""), base)[0]
-    if method_settings.loss.base == "fine_grained" and method_settings.loss.labels == "siamese":
-        train_siamese_labels.main(base)
-    weights = method.weights
-    if method.tuned:
-        weights = dataclasses.astuple(tune_loss_weights.main(base)[method.tuned])
-    runs = []
-    for choice in method.choices:
-        words = [word for name, value in choice.items() for word in (f"--{name}", value)]
-        given = [f"{weight:g}" for weight in weights]
-        runs.append(train_cross_modal_retrieval_model.main([*given, *base, *words, "--resume", "--refresh"]))
-    best = max(runs, key=lambda run: read_json(run / "run.json")["val_recall_at_1"])
-    evaluate.main(["--run", str(best), *evaluation_flags(settings.evaluation)])
-    return best
+        flags += [f"--{name}", value.format(sentences=request.sentences)]
+    return flags
+
+
+def commands_of(request: Request, method: Method, seed: int, weights: Sequence[float]) -> list[list[str]]:
+    """The arguments of step 4 for each alternative of a method."""
+    given = [f"{weight:g}" for weight in weights]
+    flags = flags_of(request, method, seed)
+    alternatives = [
+        [word for name, value in choice.items() for word in (f"--{name}", value)] for choice in method.choices
+    ]
+    return [[*given, *flags, *words, "--resume", "--refresh"] for words in alternatives]
+
+
+def run_of(command: list[str]) -> Path:
+    """The run's folder of a command of step 4."""
+    from train_cross_modal_retrieval_model import folder_of, parse
+
+    return folder_of(*parse(command))
+
+
+def trained(request: Request, command: list[str]) -> Path:
+    """Train a run where it is not finished yet."""
+    import train_cross_modal_retrieval_model
+
+    return train_cross_modal_retrieval_model.main(command)
+
+
+def best_on_validation(runs: Sequence[Path]) -> Path:
+    """Of some runs the one with the highest Recall@1 on the validation split."""
+    return max(runs, key=lambda run: read_json(run / "run.json")["val_recall_at_1"])
+
+
+def measured(request: Request, command: list[str]) -> None:
+    """Evaluate a run where it is not evaluated so yet."""
+    import evaluate
+
+    evaluate.main(command)
 
 
 def several_texts(work: Path) -> bool:

@@ -91,16 +91,24 @@ def mistakes_in_weights(settings: Settings, arguments: argparse.Namespace) -> li
     return found + mistakes_of_weights(settings.loss, arguments.sym, arguments.img)
 
 
+def folder_of(settings: Settings, config_file: Settings, arguments: argparse.Namespace) -> Path:
+    """The folder of the run that the command line asks for. `config_file`: the settings before its flags."""
+    from training.runs import Weights, run_name
+
+    weights = Weights(arguments.sym, arguments.img, arguments.text)
+    return Work(settings.work_folder).runs / (arguments.name or run_name(settings, config_file, weights))
+
+
 def train(settings: Settings, config_file: Settings, weights: "Weights", arguments: argparse.Namespace) -> Path:
     """Check the inputs, claim the run's folder, train until finished, and write run.json."""
     from training import distributed, tensorboard_pages
     from training.image_sources import image_source
     from training.loop import train_until_finished
     from training.portable import keep_encoder_files
-    from training.runs import clear_run, run_name, start_run, what_changed_since
+    from training.runs import clear_run, start_run, what_changed_since
     from training.trainer import build_trainer
 
-    run = Work(settings.work_folder).runs / (arguments.name or run_name(settings, config_file, weights))
+    run = folder_of(settings, config_file, arguments)
     device, data, model = distributed.writer_first(lambda: prepare(settings, weights))
     with contextlib.ExitStack() as held:
 

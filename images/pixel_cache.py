@@ -153,7 +153,7 @@ def open_pixel_cache(
     killed.
     """
     if not is_finished(folder):
-        with lock(folder):
+        with lock(folder, wait=True):
             if not is_finished(folder):  # another run may have finished it meanwhile
                 try:
                     _make(folder, kind, gigabytes, images, target, max_pixels, made_from)

@@ -143,8 +143,8 @@ def _is_running(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Be the only process that writes in a folder. Raises UserError that names the process that is.
+def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Be the only process that writes in a folder. Raises UserError that names the process that is; or waits for it.
 
     The system releases the lock when its process ends, however it ends.
     """
@@ -160,7 +160,10 @@ def lock(folder: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise UserError(f"{holder} is at work in {folder}; wait until it has ended, or stop it") from None
+            if not wait:
+                raise UserError(f"{holder} is at work in {folder}; wait until it has ended, or stop it") from None
+            print(f"{holder} is at work in {folder}; waiting until it has ended", flush=True)
+            fcntl.lockf(file, fcntl.LOCK_EX)
         except OSError as error:  # some network and user-space file systems have no locks
             print(f"warning: {folder} cannot be locked ({error.strerror}): start no second process on it")
         file.truncate(0)

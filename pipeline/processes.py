@@ -1,5 +1,6 @@
 """Processes that share a step's work. None of them outlives the step."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -51,8 +52,28 @@ def no_processes(error: Exception) -> NoReturn:
     ) from None
 
 
-def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int | None = None) -> Iterator[Any]:
-    """`function` of each item, in order, computed by a pool. Few items wait; `pool.map` would read all.
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes that are started in the block compute with one thread each. Those of other processes are in their way.
+
+    The libraries read these variables when they are loaded.
+    """
+    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(dict.fromkeys(variables, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def in_order(
+    function: Callable[..., Any], items: Iterable[Any], processes: int | None = None, *, ahead: int | None = None
+) -> Iterator[Any]:
+    """`function` of each item, in order, computed by a pool. `ahead` items wait, by default few.
 
     With 0 processes this process does the work. Raises UserError where a process was killed.
     """
@@ -64,7 +85,7 @@ def in_order(function: Callable[..., Any], items: Iterable[Any], processes: int 
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * (processes or cores()):
+                if len(waiting) > (ahead or 2 * (processes or cores())):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -142,7 +142,7 @@ def cached_vectors(
     path = cache / "vectors.npy"
     if path.is_file():
         return read_array(path)
-    with lock(cache):
+    with lock(cache, wait=True):
         if not path.is_file():
             distinct = _encode_all(cache, load_encoder(folder).to(device), list(numbers), batch_size)
             with written_whole(path) as temporary_path:

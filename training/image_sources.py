@@ -19,7 +19,7 @@ from images.tar_members import file_of
 from models import seeded
 from pipeline.devices import autocast
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, flush_to_disk, open_array, read_array, read_json, write_array, write_json
+from pipeline.files import fingerprint, flush_to_disk, lock, open_array, read_array, read_json, write_array, write_json
 from pipeline.given_arrays import read_given
 from pipeline.pairs import Images
 from pipeline.processes import cores
@@ -112,19 +112,33 @@ def cached_features(
         given = Path(argument(settings.model.image.backbone))
         return CheckedRows(given_features(given, images), None, given.parent), {}
     path, inputs = features_path(settings, local=local), made_from(settings.model.image, settings.seed, images)
-    stamp, checksums_path = path.with_suffix(".json"), path.with_suffix(".checksums.npy")
-    if path.exists() and stamp.exists():
-        try:
-            made = read_json(stamp)
-            if made["made_from"] == inputs:
-                unreadable = {int(number): why for number, why in made.get("unreadable", {}).items()}
-                return _read_features(path, checksums_path, len(images.paths)), unreadable
-        except (UserError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the image features {path.parent} are damaged ({error}); remove that folder") from None
-    stamp.unlink(missing_ok=True)
-    unreadable = _compute_features(settings, images, device, path, inputs, local)
-    print(f"wrote {path}")
-    return _read_features(path, checksums_path, len(images.paths)), unreadable
+    if found := _finished_features(path, inputs, len(images.paths)):
+        return found
+    with lock(path.parent, wait=True):
+        if found := _finished_features(path, inputs, len(images.paths)):  # another run has made them meanwhile
+            return found
+        path.with_suffix(".json").unlink(missing_ok=True)
+        unreadable = _compute_features(settings, images, device, path, inputs, local)
+        print(f"wrote {path}")
+        return _read_features(path, len(images.paths)), unreadable
+
+
+def _finished_features(path: Path, inputs: dict[str, object], count: int) -> tuple[CheckedRows, dict[int, str]] | None:
+    """The features of `count` images in a file, and its unreadable images; None where they are not made from `inputs`.
+
+    Raises UserError where they are damaged.
+    """
+    stamp = path.with_suffix(".json")
+    if not (path.exists() and stamp.exists()):
+        return None
+    try:
+        made = read_json(stamp)
+        if made["made_from"] != inputs:
+            return None
+        unreadable = {int(number): why for number, why in made.get("unreadable", {}).items()}
+        return _read_features(path, count), unreadable
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the image features {path.parent} are damaged ({error}); remove that folder") from None
 
 
 def _compute_features(
@@ -200,9 +214,9 @@ class _PartialFeatures:
         self.note.unlink(missing_ok=True)
 
 
-def _read_features(path: Path, checksums: Path, count: int) -> CheckedRows:
+def _read_features(path: Path, count: int) -> CheckedRows:
     """The features of `count` images; raises UserError and ValueError where they are broken."""
-    features = read_array(path)
+    features, checksums = read_array(path), path.with_suffix(".checksums.npy")
     if features.shape[:2] != (count, 2) or features.dtype not in (np.float16, np.float32):
         raise ValueError(f"{path.name} holds {features.dtype} {features.shape}")
     return CheckedRows(features, read_array(checksums) if checksums.exists() else None, path.parent)

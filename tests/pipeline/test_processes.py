@@ -8,7 +8,7 @@ from multiprocessing import active_children
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.processes import in_order
+from pipeline.processes import in_order, one_thread_each
 
 
 def square(number: int) -> int:
@@ -38,6 +38,21 @@ def test_results_come_in_order_and_items_are_taken_as_they_are_needed(processes:
 def test_a_process_that_is_killed_ends_the_work() -> None:
     with pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory"):
         list(in_order(kill_at_three, range(10), 2))
+
+
+def threads(_: int) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def test_processes_of_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with one_thread_each():
+        assert list(in_order(threads, range(2), 1)) == ["1", "1"]
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    with one_thread_each():
+        pass
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def never_end(_: int) -> None:

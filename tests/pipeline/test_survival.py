@@ -216,7 +216,7 @@ def test_a_full_disk_ends_training_in_one_line_and_it_goes_on_later(prepared_onc
 # Two writers
 
 
-def test_the_second_writer_is_told_who_is_at_work(tmp_path: Path) -> None:
+def test_the_second_writer_is_told_who_is_at_work_and_may_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hold = "from pathlib import Path; import sys; from pipeline import files; sys.argv[0] = 'first.py'\n"
     hold += f"with files.lock(Path({str(tmp_path)!r})): print('held', flush=True); input()"
     with subprocess.Popen(
@@ -225,10 +225,16 @@ def test_the_second_writer_is_told_who_is_at_work(tmp_path: Path) -> None:
         assert first.stdout and first.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=rf"first\.py \(process {first.pid} on .*\) is at work in"), lock(tmp_path):
             pass
-        first.kill()
-        first.wait()
-        with lock(tmp_path):
-            pass
+        said = []
+
+        def end_first(text: str, **_: object) -> None:
+            said.append(text)
+            assert first.stdin
+            first.stdin.close()
+
+        monkeypatch.setattr("pipeline.files.print", end_first, raising=False)
+        with lock(tmp_path, wait=True):
+            assert f"first.py (process {first.pid} on" in said[0]
 
 
 @pytest.mark.slow

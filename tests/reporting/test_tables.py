@@ -14,7 +14,7 @@ from pipeline.command_line import make_parser, parse_settings, without
 from pipeline.schema import Settings
 from reporting import tables
 from reporting.tables import ANG, CONTROL, OURS, TABLES, TRIP, Method, Table
-from reproduce_tables import evaluation_flags, is_measured
+from reproduce_tables import alike, evaluation_flags, is_measured
 
 SMALL = Table(1, "Small", ((ANG, OURS), (TRIP,)), "toys", underlined=(ANG.name, TRIP.name))
 COLUMNS = [Metric("a", "A", "texts", lambda pairs: 0.0, lambda pairs: 0.2)]
@@ -135,7 +135,12 @@ def test_flags_are_taken_out_with_their_values() -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--seeds", "0"], "--seeds"), (["--tables", "9"], "no table 9"), (["--loss.foo", "1"], "loss.foo")],
+    [
+        (["--seeds", "0"], "--seeds"),
+        (["--jobs", "0"], "--jobs"),
+        (["--tables", "9"], "no table 9"),
+        (["--loss.foo", "1"], "loss.foo"),
+    ],
 )
 def test_wrong_calls_end_in_one_line(words: list[str], message: str) -> None:
     assert message in one_line_error(run_script("reproduce_tables.py", *TINY, *words, ok=False))
@@ -146,6 +151,13 @@ def test_evaluation_settings_survive_as_flags() -> None:
     settings = parse_settings(make_parser(""), [*TINY, *words])[0]
     again = parse_settings(make_parser(""), evaluation_flags(settings.evaluation), base=Settings())[0]
     assert again.evaluation == settings.evaluation
+
+
+def test_methods_that_share_a_table_of_neighbors_are_prepared_together() -> None:
+    other_table = Method("Cosine", (1, 1, 1), {"neighbors.distance": "cosine"})
+    other_space = Method("Images", (1, 1, 1), {"neighbors.space": "images", "loss.base": "triplet"})
+    both = Method("Both", (1, 1, 1), {"neighbors.space": "images", "neighbors.distance": "cosine"})
+    assert alike([ANG, other_table, OURS, other_space, both]) == [[ANG, OURS, other_space], [other_table, both]]
 
 
 def test_a_figure_that_a_run_lacks_is_no_column() -> None:
@@ -170,7 +182,7 @@ def test_what_is_measured_can_change_between_calls(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_call_that_was_stopped_goes_on_and_ends_with_the_same_tables(tmp_path: Path) -> None:
+def test_a_call_that_was_stopped_goes_on_in_two_processes_and_ends_with_the_same_tables(tmp_path: Path) -> None:
     words = [*TINY, "--seeds", "2", "--tables", "4", "--training.max_epochs", "1"]
     one, two = ([*words, "--work", tmp_path / name / "work", "--out", tmp_path / name] for name in ("one", "two"))
     run_script("reproduce_tables.py", *one)
@@ -180,7 +192,7 @@ def test_a_call_that_was_stopped_goes_on_and_ends_with_the_same_tables(tmp_path:
     (cut, *_) = sorted((tmp_path / "two").glob("work-seed=0/runs/*"))
     (cut / "run.json").unlink()
     (cut / "evaluate.json").unlink()
-    run_script("reproduce_tables.py", *two)
+    run_script("reproduce_tables.py", *two, "--jobs", "2")
     tables_of = [json.loads((tmp_path / name / "table4.json").read_text()) for name in ("one", "two")]
     assert tables_of[0]["rows"] == tables_of[1]["rows"]
     assert (ROOT / "reproduce_tables.py").exists()
