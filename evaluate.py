@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from reporting.figures import QUERIES, SCORES, measured_metrics, write_scores
     from reporting.precision_curves import precision_curves
     from training import tensorboard_pages
-    from training.embedding import embed_split
+    from training.expansion import embed_split
     from training.image_sources import made_from
     from training.runs import load_model
     from training.text_streams import load_pairs
@@ -77,6 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     epoch = read_json(run / "run.json")["best_epoch"]
     write_scores(run, rows, groups, scores)
     of_split = {"split": split, "pairs": len(rows), "pairs_without_known_word": unused, "epoch": epoch}
+    if settings.evaluation.expand:
+        of_split |= {name: getattr(settings.evaluation, name) for name in ("expand", "expand_neighbors")}
     write_json(outputs[0], {**of_split, "figures": figures})
     measured = measured_metrics(settings.evaluation, figures).values()
     write_scalars(run, figures, measured, precision_curves(pairs), split, epoch)

@@ -393,6 +393,10 @@ class Evaluation(Section):
     """Neighbors compared by neighborhood preservation, beside 1 % of the gallery."""
     bootstrap: Count = 1000
     """Resamples of the 95 % intervals."""
+    expand: NotNegative = 0.0
+    """Move embeddings towards the texts, or images, of their nearest train pairs, with this weight; 0 does not."""
+    expand_neighbors: Annotated[Count, ReadWhen("evaluation.expand", unless=(0,))] = 10
+    """Nearest train pairs of an item whose mean it moves towards."""
     projector_pairs: Annotated[int, Field(ge=0, le=4000)] = 200
     """Pairs whose images and texts TensorBoard's projector shows; 0 writes nothing for it."""
     batch_size: Annotated[Count, Shapes()] = 256

@@ -128,6 +128,8 @@ def mistakes(settings: Settings) -> list[str]:
         found.append(f"neighbors.draw_from is {neighbors.draw_from}, more than neighbors.k")
     if ":" in settings.siamese.encoder:
         found.append("siamese.encoder must read words: it takes gru, bag_of_words or graph")
+    if settings.evaluation.expand and settings.model.pvse.embeddings:
+        found.append("evaluation.expand must be 0 with model.pvse.embeddings: it moves one embedding an item")
     if training.batches == "neighborhoods" and training.batch_size < 4:
         found.append("training.batches neighborhoods needs a training.batch_size of 4 or more, for two couples")
     return found

@@ -18,8 +18,8 @@ from pipeline.pairs import read_pairs
 from pipeline.work import Work
 from reporting.figures import Figure, read_figures, read_metrics
 from text_space.tokenizer import RULED, UNSEGMENTED
-from training.embedding import embed_split
 from training.encoder import RunEncoder, demand_work
+from training.expansion import embed_split
 from training.text_streams import load_pairs
 
 THUMBNAIL_SIDE = 176
@@ -38,9 +38,11 @@ class ComparedRuns:
         self.encoders = encoders
         for encoder in encoders:
             demand_work(encoder.run, encoder.settings)
-        for encoder in encoders:  # the report is about the split that was evaluated, whatever the run's settings say
+        for encoder in encoders:  # the report is about what was evaluated, whatever the run's settings say
             if (encoder.run / "metrics.json").is_file():
-                encoder.settings.evaluation.split = read_json(encoder.run / "metrics.json")["split"]
+                evaluation, measured = encoder.settings.evaluation, read_json(encoder.run / "metrics.json")
+                evaluation.split, evaluation.expand = measured["split"], measured.get("expand", 0.0)
+                evaluation.expand_neighbors = measured.get("expand_neighbors", evaluation.expand_neighbors)
         self.letters = "AB"[: len(encoders)]
         self.settings = encoders[0].settings
         self.work = Work(self.settings.work_folder)

@@ -5,12 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Prepared, TextInputs
-from images.loading import ImageSource, demand_readable
+from images.loading import ImageSource
 from models import TwoStream
 from pipeline.devices import autocast
 from pipeline.progress import ProgressBar
-from pipeline.schema import Settings
-from training.image_sources import image_source
 
 
 def embed_pairs(
@@ -32,16 +30,6 @@ def embed_pairs(
     x = embed_images(model, images, numbers, size, precision, device)
     y = embed_texts(model.texts, data.read, rows, size, precision, device)
     return x[torch.from_numpy(image_of_row).to(device)], y
-
-
-def embed_split(model: TwoStream, data: Prepared, settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`embed_pairs` of the pairs of `evaluation.split`. Raises UserError where an image of theirs cannot be read."""
-    rows, images = data.rows[settings.evaluation.split], image_source(settings, data, device, for_one_pass=True)
-    size, precision = settings.evaluation.batch_size, settings.training.precision
-    x, y = embed_pairs(model, data, images, rows, size, precision, device)
-    needed = set(data.images.of_pair[rows].tolist())
-    demand_readable({number: why for number, why in images.unreadable.items() if number in needed}, len(needed))
-    return x, y
 
 
 @torch.no_grad()

@@ -96,6 +96,20 @@ def made_from(encoder: ImageEncoder, seed: int, images: Images) -> dict[str, obj
     return made | ({"seed": seed} if weights == "none" else {})
 
 
+def pretrained_features(settings: Settings, images: Images, device: torch.device) -> tuple[CheckedRows, dict[int, str]]:
+    """`cached_features`, which `evaluation.expand` compares images by.
+
+    Raises UserError where they are missing and the model reads pixels, so that training did not need them.
+    """
+    image, path = settings.model.image, features_path(settings)
+    if (image.trainable or not image.cache_features) and not path.is_file():
+        raise UserError(
+            f"evaluation.expand compares images by the backbone's pretrained features, and {path} is not there; run "
+            "extract_image_features.py with the run's settings"
+        )
+    return cached_features(settings, images, device)
+
+
 @torch.no_grad()
 def cached_features(
     settings: Settings, images: Images, device: torch.device, *, local: bool = False
