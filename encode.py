@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.files import open_array, written_whole
     from training.encoder import RunEncoder
 
-    encoder = RunEncoder(arguments.run, arguments.device)
+    encoder = RunEncoder(arguments.run, arguments.device, arguments.expand)
     with written_whole(out) as vectors_path, written_whole(out.with_suffix(".csv")) as csv_path:
         vectors = open_array(vectors_path, (len(items), *encoder.shape), np.float32)
         problems = encode(encoder, kind, items, vectors)
@@ -133,6 +133,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the .npy file to write")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one"
+    )
+    parser.add_argument(
+        "--expand",
+        type=float,
+        metavar="W",
+        help="weight of the nearest train pairs (default: the run's evaluation.expand; see docs/expansion.md)",
     )
     arguments = parser.parse_args(argv)
     if arguments.out.suffix != ".npy":

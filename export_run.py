@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if run.is_file():
         raise UserError(f"{run} is a file, perhaps an exported run; name the folder of a run, WORK/runs/NAME")
-    encoder = RunEncoder(run, "cpu")
+    encoder = RunEncoder(run, "cpu", expand=0.0)
     if not (run / FOLDER).is_dir():
         raise UserError(f"{run} is of an earlier version and has no {FOLDER} folder; train it anew with --overwrite")
     export_run(run, encoder.model, arguments.out)

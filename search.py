@@ -4,10 +4,10 @@
     python search.py --run work/openclipart/runs/NAME --image photo.jpg
     python search.py --run work/openclipart/runs/NAME --serve
 
-The first call embeds all images and texts of the dataset into RUN/index. The index is rebuilt when the run or the
-dataset has changed. The score is the cosine similarity of the embeddings, at most 1. A pair is a row of pairs.parquet.
-An image with several texts is shown with its first text. --serve opens a page for this computer only; type words there,
-or drop a picture.
+The first call embeds all images and texts of the dataset into RUN/index. The index is rebuilt when the run, the
+dataset or --expand has changed. The score is the cosine similarity of the embeddings, at most 1. A pair is a row of
+pairs.parquet. An image with several texts is shown with its first text. --serve opens a page for this computer only;
+type words there, or drop a picture.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.encoder import RunEncoder
 
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
-        encoder = RunEncoder(arguments.run, arguments.device)
+        encoder = RunEncoder(arguments.run, arguments.device, arguments.expand)
         index = open_index(encoder)
     if arguments.serve:
         from reporting.search_page import make_app, serve
@@ -65,6 +65,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one"
+    )
+    parser.add_argument(
+        "--expand",
+        type=float,
+        metavar="W",
+        help="weight of the nearest train pairs (default: the run's evaluation.expand; see docs/expansion.md)",
     )
     arguments = parser.parse_args(argv)
     if bool(" ".join(arguments.text).strip()) + bool(arguments.image) + arguments.serve != 1:

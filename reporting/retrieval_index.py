@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import fingerprint, is_whole, read_array, write_array, write_stamp
 from pipeline.output import in_one_line
 from pipeline.pairs import SPLITS, Images, load_images, read_pairs
+from pipeline.work import Work
 from ranking import nearest
 from training.embedding import embed_images, embed_texts
 from training.encoder import MODEL_INPUTS, RunEncoder, demand_work
@@ -83,9 +84,11 @@ class Index:
 def open_index(encoder: RunEncoder) -> Index:
     """The index of the encoder's run. It is built where there is none, rebuilt where it is damaged or an input changed.
 
+    With `evaluation.expand` it holds expanded embeddings.
+
     An image that has become unreadable is left out. Raises UserError where an image file is missing.
     """
-    folder, settings = encoder.run / "index", encoder.settings
+    folder, settings, evaluation = encoder.run / "index", encoder.settings, encoder.settings.evaluation
     demand_work(encoder.run, settings)
     stamp, paths = folder / "index.json", {name: folder / f"{name}.npy" for name in ARRAYS}
     files = load_images(settings.work_folder)
@@ -94,6 +97,9 @@ def open_index(encoder: RunEncoder) -> Index:
         "images": made_from(settings.model.image, settings.seed, files),
         **{name: fingerprint(settings.work_folder / name) for name in MODEL_INPUTS},
     }
+    if evaluation.expand:
+        inputs |= {"expand": [evaluation.expand, evaluation.expand_neighbors]}
+        inputs |= {"doc2vec/vectors.npy": fingerprint(Work(settings.work_folder).vectors)}
     if not is_whole(stamp, inputs, paths.values()):
         stamp.unlink(missing_ok=True)
         for name, array in _embed(encoder).items():
@@ -124,7 +130,11 @@ def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
     print(f"indexing {len(numbers):,} images and {len(texts):,} texts")
     source = image_source(settings, data, device, for_one_pass=True)
     size, precision = settings.evaluation.batch_size, settings.training.precision
-    images = embed_images(model, source, numbers, size, precision, device).cpu().numpy()
+    x = embed_images(model, source, numbers, size, precision, device)
+    y = embed_texts(model.texts, data.read, texts, size, precision, device)
+    if encoder.expander:
+        x, y = encoder.expander.images(x, numbers), encoder.expander.texts(y, texts)
+    images = x.cpu().numpy()
     if source.unreadable:
         count, why = len(source.unreadable), source.unreadable[min(source.unreadable)]
         print(f"left out: {count:,} images that cannot be read, the first: {in_one_line(why)}")
@@ -132,7 +142,7 @@ def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
         images, first_pairs = images[readable], first_pairs[readable]
     arrays = {
         "images": images,
-        "texts": embed_texts(model.texts, data.read, texts, size, precision, device).cpu().numpy(),
+        "texts": y.cpu().numpy(),
         "image_pairs": first_pairs.astype(np.int64),
         "text_pairs": texts.astype(np.int64),
     }

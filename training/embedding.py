@@ -1,5 +1,7 @@
 """Images and texts through the model, in batches, in eval mode."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -37,13 +39,25 @@ def embed_images(
     model: TwoStream, images: ImageSource, numbers: np.ndarray, size: int, precision: str, device: torch.device
 ) -> Tensor:
     """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the images `numbers` (R,), `size` in a batch."""
-    model.eval()
+    return encode_images(model.eval().images, images, numbers, size, precision, device)
+
+
+@torch.no_grad()
+def encode_images(
+    encode: Callable[[Tensor], Tensor],
+    images: ImageSource,
+    numbers: np.ndarray,
+    size: int,
+    precision: str,
+    device: torch.device,
+) -> Tensor:
+    """What `encode` gives, (R, ...), for the images `numbers` (R,), `size` in a batch."""
     parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     batches = images.batches([(part, np.zeros(len(part), dtype=bool)) for part in parts])
     x = []
     for batch in ProgressBar(batches, total=len(parts), desc="images", unit="batch", leave=False):
         with autocast(precision, device):
-            x.append(model.images(batch))
+            x.append(encode(batch))
     return torch.cat(x)
 
 

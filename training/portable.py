@@ -126,11 +126,15 @@ def model_card(run: Path) -> str:
 
     settings, _ = read_run(run)
     evaluated = run / "metrics.json"
-    figures = read_json(evaluated)["figures"] if evaluated.is_file() else {}
+    evaluation = read_json(evaluated) if evaluated.is_file() else {"figures": {}}
+    figures = evaluation["figures"]
     table = [f"| {name} | {figure['value']:.4f} | {figure['chance']:.4f} |" for name, figure in figures.items()]
     measured = (
         "\n".join(["| metric | value | by chance |", "| --- | ---: | ---: |", *table]) if table else "Not measured."
     )
+    if "expand" in evaluation:
+        weight = f"{evaluation['expand']:g}"
+        measured = f"With evaluation.expand {weight}, which takes train pairs that are not in this file.\n\n{measured}"
     made = read_json(run / "run.json")
     return f"""# {readable_name(run)}
 

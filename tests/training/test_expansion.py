@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,22 @@ import pytest
 import torch
 from conftest import TINY, run_script
 
+import encode
 import evaluate
+import export_run
+import search
 import train_cross_modal_retrieval_model as training
 from datasets import Prepared
 from models import TwoStream, build_model
 from pipeline.errors import UserError
-from pipeline.pairs import SPLITS
+from pipeline.pairs import SPLITS, read_pairs
 from pipeline.schema import Settings
-from pipeline.settings import load_settings, mistakes
+from pipeline.settings import load_settings, mistakes, replaced
 from pipeline.work import Work
+from reporting.compared_runs import ComparedRuns
+from reporting.retrieval_index import open_index
 from training.embedding import embed_pairs
+from training.encoder import RunEncoder
 from training.expansion import SPARE, Expander, embed_split, nearest_places
 from training.image_sources import features_path, image_source, pretrained_features
 from training.text_streams import load_pairs
@@ -205,21 +212,96 @@ def test_features_that_training_did_not_need_are_asked_for(prepared: Path) -> No
         pretrained_features(settings, data.images, CPU)
 
 
-def test_evaluate_measures_expanded_embeddings(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = training.main(["1", "0", "0", *TINY, "--work", str(prepared), "--training.max_epochs", "1"])
+@pytest.fixture(scope="module")
+def run(prepared_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run in a WORK of its own."""
+    work = tmp_path_factory.mktemp("expanded") / "work"
+    shutil.copytree(prepared_once, work, ignore=shutil.ignore_patterns("*.png"))
+    return training.main(["1", "0", "0", *TINY, "--work", str(work), "--training.max_epochs", "1"])
+
+
+def test_evaluate_measures_expanded_embeddings(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main(["--run", str(run)])
     plain = json.loads((run / "metrics.json").read_text())
     assert "expand" not in plain
     expand = ["--evaluation.expand", "0.5", "--evaluation.expand_neighbors", "3"]
-    done = run_script("evaluate.py", "--run", run, *expand)  # whether the command line takes them
-    assert "wrote" in done.stdout
+    run_script("evaluate.py", "--run", run, *expand)
     moved = json.loads((run / "metrics.json").read_text())
     assert (moved["expand"], moved["expand_neighbors"]) == (0.5, 3)
     assert moved["figures"] != plain["figures"]
+    (report,) = ComparedRuns([RunEncoder(run, "cpu")]).embeddings
+    settings = replaced(RunEncoder(run, "cpu").settings, {"evaluation.expand": 0.5, "evaluation.expand_neighbors": 3})
+    data = load_pairs(settings.work_folder, settings.features_folder, settings.model.text, CPU)
+    for found, expected in zip(report, embed_split(RunEncoder(run, "cpu").model, data, settings, CPU), strict=True):
+        np.testing.assert_array_equal(found, expected.numpy())
     capsys.readouterr()
     evaluate.main(["--run", str(run), *expand])
     assert f"up to date {run / 'metrics.json'}" in capsys.readouterr().out
     evaluate.main(["--run", str(run), "--evaluation.split", "val", *expand])
     assert json.loads((run / "metrics.json").read_text())["split"] == "val"
     evaluate.main(["--run", str(run)])
-    assert json.loads((run / "metrics.json").read_text())["figures"] == plain["figures"]
+    assert json.loads((run / "metrics.json").read_text()) == plain
+
+
+def test_new_texts_and_images_are_where_the_index_has_them(run: Path, tmp_path: Path) -> None:
+    encoder = RunEncoder(run, "cpu", expand=0.5)
+    index, settings = open_index(encoder), encoder.settings
+    data = load_pairs(settings.work_folder, settings.features_folder, settings.model.text, CPU)
+    rows = data.rows["test"]
+    table = read_pairs(settings.work_folder).take(rows)
+    texts = table["text"].to_pylist()
+    paths = [index.files.root / path for path in table["image_path"].to_pylist()]
+    of_index = {
+        kind: index.items(kind).vectors[np.searchsorted(index.items(kind).pairs, rows)] for kind in ("images", "texts")
+    }
+    for kind, expected in zip(("images", "texts"), embed_split(encoder.model, data, settings, CPU), strict=True):
+        np.testing.assert_allclose(of_index[kind], expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(encoder.texts(texts)[0], of_index["texts"], atol=1e-5)
+    np.testing.assert_allclose(encoder.images(paths)[0], of_index["images"], atol=1e-5)
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    for expand in (["--expand", "0.5"], []):
+        encode.main(
+            ["--run", str(run), "--texts", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "y.npy"), *expand]
+        )
+        is_same = np.allclose(np.load(tmp_path / "y.npy"), of_index["texts"], atol=1e-5)
+        assert is_same == bool(expand)
+    open_index(RunEncoder(run, "cpu"))
+    assert not np.allclose(np.load(run / "index" / "texts.npy")[rows], of_index["texts"], atol=1e-3)
+    # A backbone that is trained, here for no step: pixels are read, and the pretrained backbone is built beside it.
+    other = RunEncoder(run, "cpu", expand=0.5)
+    other.settings.model.image.trainable = True
+    np.testing.assert_allclose(other.images(paths)[0], of_index["images"], atol=1e-4)
+    np.testing.assert_allclose(other.texts(texts)[0], of_index["texts"], atol=1e-4)
+
+
+def test_search_expands_the_query_and_the_index(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = RunEncoder(run, "cpu", expand=2.0)
+    text = read_pairs(encoder.settings.work_folder)["text"][0].as_py()
+    search.main(["--run", str(run), "--expand", "2", "--json", "--top", "1", text])
+    (first,) = json.loads(capsys.readouterr().out)["images"]
+    index = open_index(encoder)
+    image = index.images.vectors[np.searchsorted(index.images.pairs, first["pair"])]
+    assert first["score"] == pytest.approx(float(image @ encoder.texts([text])[0][0]), abs=1e-5)
+
+
+def test_without_train_pairs_expansion_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_run.main(["--run", str(run), "--out", str(tmp_path / "run.zip")])
+    shutil.copytree(run, tmp_path / "runs" / "run")
+    (tmp_path / "texts.txt").write_text("a text")
+    for place, what in (
+        (tmp_path / "run.zip", "is an exported run"),
+        (tmp_path / "runs" / "run", "is not in its WORK"),
+    ):
+        words = ["--run", str(place), "--texts", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "y.npy")]
+        with pytest.raises(UserError, match=f"needs the train pairs in WORK, and {place} {what}; take --expand 0"):
+            encode.main([*words, "--expand", "0.5"])
+        with pytest.raises(UserError, match=f"needs the train pairs in WORK, and {place} {what}"):
+            search.main(["--run", str(place), "--expand", "0.5", "word"])
+    for value in ("-1", "nan", "inf"):
+        with pytest.raises(UserError, match="evaluation.expand is .* and must be"):
+            search.main(["--run", str(run), "--expand", value, "word"])
+    for name in ("gensim", "gensim.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "text_space.doc2vec", raising=False)
+    with pytest.raises(UserError, match="with the package gensim; install it with pip install -r requirements.txt"):
+        RunEncoder(run, "cpu", expand=0.5).texts([read_pairs(run.parents[1])["text"][0].as_py()])
