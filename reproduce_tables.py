@@ -35,14 +35,16 @@ from pipeline.files import read_json, write_json, write_text
 from pipeline.pairs import distinct, image_root, read_pairs, rows_of_split
 from pipeline.processes import in_order, one_thread_each
 from pipeline.progress import ProgressBar
+from pipeline.provenance import made_with
 from pipeline.schema import Evaluation, Settings
 from pipeline.steps import STEPS
 from pipeline.work import Work
 from readers.openclipart import openclipart
-from reporting import tables
+from reporting import filled_tables
 from reporting.tables import OF_THE_PAPER, TABLES, Method, Table
 
 if TYPE_CHECKING:
+    from metrics import Metric
     from reporting.figures import Figure
 
 
@@ -74,11 +76,11 @@ class Request:
 
     @property
     def command(self) -> str:
-        """The command as the tables quote it. Where files lie shapes no figure."""
+        """The command as the tables quote it. Where data lie shapes no figure."""
         return f"python reproduce_tables.py {shlex.join(without(self.argv, dict.fromkeys(PLACES, 1)))}"
 
 
-PLACES = ("--dataset.root", "--work", "--features", "--out", "--sentences")
+PLACES = ("--dataset.root", "--features", "--sentences")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -229,13 +231,43 @@ def write_table(table: Table, request: Request, runs: Mapping[str, list[Path]], 
         for name in names
     }
     chance = {metric.name: figures[names[0]][0][metric.name]["chance"] for metric in columns}
-    content = tables.fill(table, columns, values, request.dataset, chance)
-    markdown = tables.to_markdown(content, heading(request)) + weights_found(methods, runs)
+    resampled = resamples(columns, {name: runs[name] for name in names})
+    content = filled_tables.fill(table, columns, values, request.dataset, chance, resampled)
+    markdown = filled_tables.to_markdown(content, heading(request)) + weights_found(methods, runs)
+    made = {"command": request.command, "seeds": list(range(request.seeds)), **made_with(threads(request.jobs))}
     made_by = {name: [run.name for run in runs[name]] for name in names}
     path = request.out / f"table{table.number}.json"
-    write_json(path, {"command": request.command, "seeds": request.seeds, **content, "runs": made_by})
+    write_json(path, {**made, **content, "runs": made_by})
     write_text(path.with_suffix(".md"), markdown)
     print(f"{markdown}\nwrote {path}\nwrote {path.with_suffix('.md')}")
+
+
+def resamples(columns: Sequence["Metric"], runs: Mapping[str, Sequence[Path]]) -> filled_tables.Resampled:
+    """A hierarchical bootstrap of every column, over seeds and test images; none with one seed."""
+    from reporting.figures import RunScores
+    from reporting.significance import seeds_and_images
+
+    scores = {name: [RunScores(run) for run in of_seeds] for name, of_seeds in runs.items()}
+    first, *others = next(iter(scores.values()))
+    if not others:
+        return {}
+    tested = [of_run.of_pairs.select(["pair", "image_id"]) for of_run in (first, *others)]
+    return {
+        metric.name: seeds_and_images(
+            {name: [of_run.of_metric[metric.name] for of_run in of_seeds] for name, of_seeds in scores.items()},
+            same_images=all(of_seed.equals(tested[0]) for of_seed in tested),
+            median=metric.is_median,
+        )
+        for metric in columns
+        if all(metric.name in of_run.of_metric for of_seeds in scores.values() for of_run in of_seeds)
+    }
+
+
+def threads(jobs: int) -> int:
+    """Threads of each process that computes."""
+    import torch
+
+    return torch.get_num_threads() if jobs == 1 else 1
 
 
 def is_measured(name: str, methods: list[str], figures: FiguresOfRuns) -> bool:
@@ -259,7 +291,7 @@ def heading(request: Request) -> str:
     """The line above a table: dataset, seeds, encoders, command."""
     image, text = request.settings.model.image, request.settings.model.text
     return (
-        f"{request.dataset}, {request.seeds} seeds, {image.backbone} "
+        f"{request.dataset}, {request.seeds} {'seed' if request.seeds == 1 else 'seeds'}, {image.backbone} "
         f"({image.weights}, {'fine-tuned' if image.trainable else 'frozen'}), {text.encoder}: `{request.command}`"
     )
 

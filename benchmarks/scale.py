@@ -38,12 +38,13 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from timing import cpu, exponent  # noqa: E402
+from timing import exponent  # noqa: E402
 
 from pipeline.command_line import run_script  # noqa: E402
 from pipeline.files import read_array  # noqa: E402
 from pipeline.pairs import numbered, read_pairs, rows_of_split  # noqa: E402
 from pipeline.processes import cores  # noqa: E402
+from pipeline.provenance import processor  # noqa: E402
 from pipeline.settings import load_settings  # noqa: E402
 from pipeline.steps import FIND_NEIGHBORS  # noqa: E402
 from text_space.neighbors import ROWS_A_STEP, GraphSearch, exact_neighbors, recall  # noqa: E402
@@ -124,7 +125,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "query_sample": arguments.query_sample,
         "cores": cores(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "cpu": cpu(),
+        "cpu": processor(),
         "kept_pairs": pq.read_metadata(work / "pairs.parquet").num_rows,
         "steps": steps,
     }

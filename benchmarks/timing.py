@@ -1,16 +1,15 @@
 """What the benchmarks share: the machine's name, the time of a call, Markdown tables."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from pipeline.processes import cores
+from pipeline.provenance import processor
 
 
 class Timing(NamedTuple):
@@ -68,16 +67,8 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def cpu() -> str:
-    """The processor's name."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    names = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
-    return ", ".join(sorted(names)) or platform.processor() or platform.machine()
-
-
 def machine(device: str = "cpu") -> str:
     """What the figures were measured on, as a line below a table."""
     gpu = f"{torch.cuda.get_device_name(device)}, " if torch.device(device).type == "cuda" else ""
     threads = torch.get_num_threads()
-    return f"{gpu}{cpu()}, {cores()} cores, {threads} threads, torch {torch.__version__}"
+    return f"{gpu}{processor()}, {cores()} cores, {threads} threads, torch {torch.__version__}"

@@ -6,7 +6,7 @@ where it has one) and `chance`.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +73,29 @@ def _resampled(
 ) -> np.ndarray:
     """Mean, or median rounded down, of `values` (n,) in every resample of the groups numbered `codes` (n,)."""
     rng = np.random.default_rng(seed)
+    statistic = statistic_of_draws(values, codes, groups, median)
+    return np.array([statistic(rng.integers(groups, size=groups)) for _ in range(resamples)])
+
+
+def statistic_of_draws(
+    values: np.ndarray, codes: np.ndarray, groups: int, median: bool
+) -> Callable[[np.ndarray], float]:
+    """A function from drawn groups to the mean, or the median rounded down, of the `values` (n,) of these groups.
+
+    codes: (n,) the group of each value, below `groups`. A group may be drawn several times.
+    """
     sums, counts = np.bincount(codes, values, groups), np.bincount(codes, minlength=groups)
     order = np.argsort(values, kind="stable")
-    found = np.empty(resamples)
-    for i in range(resamples):
-        drawn = rng.integers(groups, size=groups)
-        if median:
-            upto = np.cumsum(np.bincount(drawn, minlength=groups)[codes[order]])
-            middle = np.searchsorted(upto, [(upto[-1] - 1) // 2, upto[-1] // 2], side="right")
-            found[i] = np.floor(values[order[middle]].mean())
-        else:
-            found[i] = sums[drawn].sum() / counts[drawn].sum()
-    return found
+
+    def mean_of(drawn: np.ndarray) -> float:
+        return float(sums[drawn].sum() / counts[drawn].sum())
+
+    def median_of(drawn: np.ndarray) -> float:
+        upto = np.cumsum(np.bincount(drawn, minlength=groups)[codes[order]])
+        middle = np.searchsorted(upto, [(upto[-1] - 1) // 2, upto[-1] // 2], side="right")
+        return float(np.floor(values[order[middle]].mean()))
+
+    return median_of if median else mean_of
 
 
 def _interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
@@ -190,13 +201,14 @@ class RunScores:
             raise UserError(f"cannot read the scores of {run} ({error}); run evaluate.py --run {run} again") from None
         self.metrics = read_metrics(run)
         images = self.of_pairs["image_id"].to_numpy()
-        self._scores = {
+        self.of_metric = {
             name: (self.of_pairs[name].to_numpy(), images)
             for name in self.of_pairs.column_names
             if name not in ("pair", "image_id")
         }
+        """What the queries scored (q,), and their image numbers (q,), by metric name."""
         names, images, values = (others[column].to_numpy() for column in ("metric", "image_id", "score"))
-        self._scores |= {name: (values[names == name], images[names == name]) for name in dict.fromkeys(names)}
+        self.of_metric |= {name: (values[names == name], images[names == name]) for name in dict.fromkeys(names)}
 
     def has_same_pairs(self, other: "RunScores") -> bool:
         """Whether both runs were evaluated on the same pairs."""
@@ -204,10 +216,10 @@ class RunScores:
 
     def difference(self, baseline: "RunScores", name: str) -> str:
         """Difference of a metric from that of `baseline`, with its paired 95 % interval over images; or empty."""
-        if name not in self._scores or name not in baseline._scores:
+        if name not in self.of_metric or name not in baseline.of_metric:
             return ""
         median = name in self.metrics and self.metrics[name].is_median
-        ours, theirs = self._scores[name], baseline._scores[name]
+        ours, theirs = self.of_metric[name], baseline.of_metric[name]
         low, high = difference_interval(ours, theirs, median=median)
         value = np.subtract(*(np.floor(np.median(of)) if median else of.mean() for of in (ours[0], theirs[0])))
         return f"{value:+.4f} [{low:+.4f} {high:+.4f}]"

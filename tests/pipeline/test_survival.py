@@ -216,7 +216,7 @@ def test_a_full_disk_ends_training_in_one_line_and_it_goes_on_later(prepared_onc
 # Two writers
 
 
-def test_the_second_writer_is_told_who_is_at_work_and_may_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_writer_is_told_who_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hold = "from pathlib import Path; import sys; from pipeline import files; sys.argv[0] = 'first.py'\n"
     hold += f"with files.lock(Path({str(tmp_path)!r})): print('held', flush=True); input()"
     with subprocess.Popen(

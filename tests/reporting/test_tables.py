@@ -12,7 +12,8 @@ from scipy import stats
 from metrics import METRICS, Metric
 from pipeline.command_line import make_parser, parse_settings, without
 from pipeline.schema import Settings
-from reporting import tables
+from reporting import filled_tables, tables
+from reporting.significance import holm
 from reporting.tables import ANG, CONTROL, OURS, TABLES, TRIP, Method, Table
 from reproduce_tables import alike, evaluation_flags, is_measured
 
@@ -31,7 +32,7 @@ def rows(content: dict) -> dict[str, dict]:
 
 
 def test_means_deviations_and_paired_differences() -> None:
-    filled = rows(tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE))
+    filled = rows(filled_tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE))
     assert np.isclose(filled[OURS.name]["mean"], np.mean([0.6, 0.65, 0.9]))
     assert np.isclose(filled[OURS.name]["sd"], np.std([0.6, 0.65, 0.9], ddof=1))
     interval = stats.ttest_rel([0.6, 0.65, 0.9], [0.5, 0.6, 0.7]).confidence_interval(0.95)
@@ -42,28 +43,71 @@ def test_means_deviations_and_paired_differences() -> None:
 
 
 def test_the_best_of_a_group_is_bold_and_the_best_of_some_underlined() -> None:
-    filled = rows(tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE))
+    filled = rows(filled_tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE))
     assert [name for name, cell in filled.items() if cell.get("bold")] == [OURS.name]
     assert [name for name, cell in filled.items() if cell.get("underline")] == [ANG.name]
 
 
 def test_paper_values_stand_beside_its_own_datasets_only() -> None:
-    assert tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE)["rows"][0]["paper"] == (0.6270, 0.6216)
-    assert tables.fill(SMALL, COLUMNS, VALUES, "openclipart", CHANCE)["rows"][0]["paper"] is None
+    assert filled_tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE)["rows"][0]["paper"] == (0.6270, 0.6216)
+    assert filled_tables.fill(SMALL, COLUMNS, VALUES, "openclipart", CHANCE)["rows"][0]["paper"] is None
 
 
 def test_markdown_says_what_the_numbers_say() -> None:
-    text = tables.to_markdown(tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE), "heading")
-    assert "|  | A, texts | paper |" in text
+    text = filled_tables.to_markdown(filled_tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE), "heading")
+    assert "|  | A texts | paper |" in text
     assert f"| {OURS.name} | **0.7167** ± 0.1607 | 0.6467 0.6492 |" in text
     assert f"| {ANG.name} | <u>0.6000</u> ± 0.1000 |" in text
     assert "| chance | 0.2000 |  |" in text
-    assert f"| {OURS.name} against {ANG.name} | +0.1167 [" in text
+    low, high = stats.ttest_rel([0.6, 0.65, 0.9], [0.5, 0.6, 0.7]).confidence_interval(0.95)
+    assert f"| {OURS.name} against {ANG.name} | +0.1167 [{low:+.4f}, {high:+.4f}], κ +0.146 |" in text
+    assert "95 % intervals over seeds (paired t)." in text
+
+
+def test_differences_have_intervals_over_seeds_and_images_too() -> None:
+    resampled = {"a_texts": {OURS.name: np.linspace(0, 1, 1001), ANG.name: np.full(1001, 0.25)}}
+    content = filled_tables.fill(SMALL, COLUMNS, VALUES, "politics", CHANCE, resampled | {"b": {}})
+    difference = rows(content)[OURS.name]["difference"]
+    assert difference["seeds_and_images"] == pytest.approx({"low": 0.025 - 0.25, "high": 0.975 - 0.25})
+    interval = stats.ttest_rel([0.6, 0.65, 0.9], [0.5, 0.6, 0.7]).confidence_interval(0.95)
+    assert [difference["low"], difference["high"]] == pytest.approx(list(interval))
+    text = filled_tables.to_markdown(content, "")
+    assert "over seeds and test images (hierarchical bootstrap)" in text
+    assert "| +0.1167 [-0.2250, +0.7250], κ +0.146 |" in text
+
+
+def test_p_values_are_adjusted_for_all_differences_of_a_table() -> None:
+    values = {
+        ANG.name: {"a_texts": [0.5, 0.6, 0.7], "b_texts": [0.1, 0.2, 0.3]},
+        OURS.name: {"a_texts": [0.6, 0.701, 0.799], "b_texts": [0.3, 0.3, 0.1]},
+        TRIP.name: {"a_texts": [0.3, 0.4, 0.5], "b_texts": [0.0, 0.0, 0.1]},
+    }
+    columns = [*COLUMNS, dataclasses.replace(COLUMNS[0], key="b", label="B")]
+    table = dataclasses.replace(SMALL, contrasts=((OURS, TRIP),))
+    content = filled_tables.fill(table, columns, values, "x", {"a_texts": 0.2, "b_texts": 0.0})
+    assert content["comparisons"] == 4
+    found = [
+        *(row["figures"][name]["difference"] for name in ("a_texts", "b_texts") for row in content["rows"]),
+        *content["contrasts"][0]["figures"].values(),
+    ]
+    found = sorted((each for each in found if each), key=lambda each: each["p"])
+    assert [each["p_holm"] for each in found] == pytest.approx(holm([each["p"] for each in found]))
+    assert found[0]["p"] == pytest.approx(
+        stats.ttest_rel(*(values[m]["a_texts"] for m in (OURS.name, TRIP.name))).pvalue
+    )
+    text = filled_tables.to_markdown(content, "")
+    assert f"| {OURS.name} against {ANG.name} | +0.1000 [+0.0975, +0.1025]\\*, κ +0.125 | +0.0333 [" in text
+    assert "for all differences of the table, 4." in text
+
+
+def test_titles_of_columns_are_short() -> None:
+    titles = [filled_tables.short_title(metric) for metric in TABLES[8].columns(Settings().evaluation)]
+    assert titles == ["5-way I→T", "5-way T→I", "20-way I→T", "20-way T→I", "R@1 I→T", "R@1 T→I"]
 
 
 def test_the_best_is_the_lowest_where_lower_is_better() -> None:
     columns = [dataclasses.replace(COLUMNS[0], higher_is_better=False)]
-    filled = rows(tables.fill(SMALL, columns, VALUES, "politics", CHANCE))
+    filled = rows(filled_tables.fill(SMALL, columns, VALUES, "politics", CHANCE))
     assert [name for name, cell in filled.items() if cell.get("bold")] == [ANG.name]
     assert [name for name, cell in filled.items() if cell.get("underline")] == [TRIP.name]
 
@@ -83,33 +127,37 @@ def test_columns_are_registered_metrics_and_stand_side_by_side() -> None:
 
 def test_contrasts_are_paired_differences_too() -> None:
     table = dataclasses.replace(SMALL, contrasts=((OURS, TRIP), (OURS, CONTROL)))
-    (contrast,) = tables.fill(table, COLUMNS, VALUES, "politics", CHANCE)["contrasts"]  # CONTROL has no values
+    (contrast,) = filled_tables.fill(table, COLUMNS, VALUES, "politics", CHANCE)["contrasts"]  # CONTROL has no values
     interval = stats.ttest_rel([0.6, 0.65, 0.9], [0.3, 0.4, 0.5]).confidence_interval(0.95)
     assert np.allclose([contrast["figures"]["a_texts"]["low"], contrast["figures"]["a_texts"]["high"]], interval)
-    text = tables.to_markdown(tables.fill(table, COLUMNS, VALUES, "politics", CHANCE), "")
+    text = filled_tables.to_markdown(filled_tables.fill(table, COLUMNS, VALUES, "politics", CHANCE), "")
     assert f"| {OURS.name} against {TRIP.name} | +0.3167 [" in text
 
 
 def test_groups_are_set_apart_and_absent_ones_leave_no_gap() -> None:
     blank = "| | |"
-    both = tables.to_markdown(tables.fill(SMALL, COLUMNS, VALUES, "openclipart", CHANCE), "")
+    both = filled_tables.to_markdown(filled_tables.fill(SMALL, COLUMNS, VALUES, "openclipart", CHANCE), "")
     assert both.count(f"\n{blank}\n") == 1
-    second = tables.to_markdown(tables.fill(SMALL, COLUMNS, {TRIP.name: VALUES[TRIP.name]}, "openclipart", CHANCE), "")
+    second = filled_tables.to_markdown(
+        filled_tables.fill(SMALL, COLUMNS, {TRIP.name: VALUES[TRIP.name]}, "openclipart", CHANCE), ""
+    )
     assert blank not in second
 
 
 def test_a_note_stands_below_the_rows() -> None:
     noted = Table(9, "Own", SMALL.groups, "toys", note="† says so")
-    assert "\n\n† says so\n" in tables.to_markdown(tables.fill(noted, COLUMNS, VALUES, "openclipart", CHANCE), "")
-    assert "†" not in tables.to_markdown(tables.fill(SMALL, COLUMNS, VALUES, "openclipart", CHANCE), "")
+    assert "\n\n† says so\n" in filled_tables.to_markdown(
+        filled_tables.fill(noted, COLUMNS, VALUES, "openclipart", CHANCE), ""
+    )
+    assert "†" not in filled_tables.to_markdown(filled_tables.fill(SMALL, COLUMNS, VALUES, "openclipart", CHANCE), "")
 
 
 def test_one_seed_has_neither_deviation_nor_interval() -> None:
     values = {name: {"a_texts": figures["a_texts"][:1]} for name, figures in VALUES.items()}
-    content = tables.fill(SMALL, COLUMNS, values, "openclipart", CHANCE)
+    content = filled_tables.fill(SMALL, COLUMNS, values, "openclipart", CHANCE)
     assert rows(content)[OURS.name]["sd"] is None
     assert rows(content)[OURS.name]["difference"] is None
-    assert "±" not in tables.to_markdown(content, "")
+    assert "±" not in filled_tables.to_markdown(content, "")
 
 
 @pytest.mark.parametrize("number", sorted(TABLES))
@@ -172,13 +220,13 @@ def test_a_figure_that_a_run_lacks_is_no_column() -> None:
 def test_what_is_measured_can_change_between_calls(tmp_path: Path) -> None:
     words = [*TINY, "--seeds", "1", "--training.max_epochs", "1", "--work", tmp_path / "work", "--out", tmp_path]
     words += ["--tables", "3", "--methods", "OURS"]
-    assert "| neighbors kept of nearest 3, images |" in run_script("reproduce_tables.py", *words).stdout
+    assert "| neighbors kept of nearest 3 images |" in run_script("reproduce_tables.py", *words).stdout
     shown = run_script("reproduce_tables.py", *words, "--evaluation.preservation_k", "16").stdout
     assert "table 3: preservation_16_texts is left out" in shown
-    only = "neighbors kept of nearest 1 %, images | neighbors kept of nearest 1 %, texts"
+    only = "neighbors kept of nearest 1 % images | neighbors kept of nearest 1 % texts"
     assert f"| | {only} |" in shown.replace("|  |", "| |")
     shown = run_script("reproduce_tables.py", *words, "--evaluation.preservation_k", "2").stdout
-    assert "| neighbors kept of nearest 2, images |" in shown
+    assert "| neighbors kept of nearest 2 images |" in shown
 
 
 @pytest.mark.slow
@@ -195,4 +243,8 @@ def test_a_call_that_was_stopped_goes_on_in_two_processes_and_ends_with_the_same
     run_script("reproduce_tables.py", *two, "--jobs", "2")
     tables_of = [json.loads((tmp_path / name / "table4.json").read_text()) for name in ("one", "two")]
     assert tables_of[0]["rows"] == tables_of[1]["rows"]
+    made = tables_of[0]
+    assert made["seeds"] == [0, 1] and f"--work {tmp_path / 'one' / 'work'} --out {tmp_path / 'one'}" in made["command"]
+    assert made["versions"]["torch"] and made["processor"] and made["threads"] == 1 and made["date"]
+    assert made["rows"][1]["figures"]["2way_recall_at_1_image_to_text"]["difference"]["seeds_and_images"]
     assert (ROOT / "reproduce_tables.py").exists()

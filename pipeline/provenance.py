@@ -1,0 +1,47 @@
+"""What figures were made with: commit, versions of the libraries, processor, day."""
+
+import datetime
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from pipeline.steps import versions
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def made_with(threads: int) -> dict[str, Any]:
+    """Commit, versions, processor, threads and day, as figures note them."""
+    return {
+        "commit": commit(ROOT),
+        "versions": versions(),
+        "processor": processor(),
+        "threads": threads,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def commit(folder: Path) -> dict[str, Any] | None:
+    """The commit of the git checkout in `folder`, and whether files differ from it (`dirty`); None where it is none."""
+    try:
+        top, head = _git(folder, "rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(top).resolve() != folder.resolve():
+            return None  # the checkout of something else, which holds a copy of this
+        return {"commit": head, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", folder, *words], check=True, capture_output=True, text=True).stdout
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
