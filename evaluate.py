@@ -11,6 +11,8 @@ writes to the run's folder:
   pairs, for paired comparisons of runs;
 - TensorBoard: the metrics, precision over recall and over scope where there are categories, and embeddings of some
   pairs for its projector.
+
+With --name NAME the three files go to the run's evaluations/NAME. Those of the run stay, and TensorBoard's pages too.
 """
 
 import sys
@@ -18,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.command_line import make_parser, parse_settings, peek, run_script, say_next
+from pipeline.command_line import make_parser, mistakes_in_name, parse_settings, peek, run_script, say_next
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, is_whole, read_array, read_json, write_json, write_stamp
 from pipeline.schema import EVALUATION, Settings
 from pipeline.settings import flatten, names_shaping, select
-from pipeline.work import Work
+from pipeline.work import EVALUATIONS, Work
 
 SHAPING = names_shaping(EVALUATION)
 """Settings that shape what is written."""
@@ -33,7 +35,7 @@ FREE = ("evaluation.", "training.device", "training.workers")
 
 
 def main(argv: list[str] | None = None) -> None:
-    run, settings = run_and_settings(sys.argv[1:] if argv is None else argv)
+    run, folder, settings = run_and_settings(sys.argv[1:] if argv is None else argv)
 
     from metrics import EmbeddedPairs
     from pipeline.devices import choose_device, use_precision
@@ -48,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.text_streams import load_pairs
 
     split = settings.evaluation.split
-    stamp, outputs = run / "evaluate.json", [run / name for name in ("metrics.json", QUERIES, SCORES)]
+    stamp, outputs = folder / "evaluate.json", [folder / name for name in ("metrics.json", QUERIES, SCORES)]
     shaping = {
         "settings": select(settings, SHAPING),
         "checkpoint": fingerprint(run / "best.pt"),
@@ -75,20 +77,21 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(rows):,} {split} pairs of {images:,} images, {unused:,} pairs without a known word left out")
     print_table(figures)
     epoch = read_json(run / "run.json")["best_epoch"]
-    write_scores(run, rows, groups, scores)
+    write_scores(folder, rows, groups, scores)
     of_split = {"split": split, "pairs": len(rows), "pairs_without_known_word": unused, "epoch": epoch}
     if settings.evaluation.expand:
         of_split |= {name: getattr(settings.evaluation, name) for name in ("expand", "expand_neighbors")}
     write_json(outputs[0], {**of_split, "figures": figures})
     measured = measured_metrics(settings.evaluation, figures).values()
-    write_scalars(run, figures, measured, precision_curves(pairs), split, epoch)
-    tensorboard_pages.write_projector(run, data, rows, x, y, settings, epoch)
+    if folder == run:
+        write_scalars(run, figures, measured, precision_curves(pairs), split, epoch)
+        tensorboard_pages.write_projector(run, data, rows, x, y, settings, epoch)
     write_stamp(stamp, shaping, outputs)
     say_done(run, "wrote", outputs)
 
 
-def run_and_settings(argv: list[str]) -> tuple[Path, Settings]:
-    """The run's folder, and its settings with the flags' changes.
+def run_and_settings(argv: list[str]) -> tuple[Path, Path, Settings]:
+    """The run's folder, that of the evaluation, and the run's settings with the flags' changes.
 
     Raises UserError where the run is not finished, or a flag changes a setting that the run was trained with.
     """
@@ -97,6 +100,7 @@ def run_and_settings(argv: list[str]) -> tuple[Path, Settings]:
     parser.add_argument(
         "--force", action="store_true", help="evaluate although images or neighbors have changed since training"
     )
+    parser.add_argument("--name", help="name of the evaluation's folder in RUN/evaluations (default: RUN itself)")
     given = peek(argv, "--run")
     run = Path((given or [""])[-1])
     trained = None
@@ -104,7 +108,7 @@ def run_and_settings(argv: list[str]) -> tuple[Path, Settings]:
         from training.runs import finished_run
 
         trained = finished_run(run, force="--force" in argv)[0]
-    settings, _, _ = parse_settings(parser, argv, base=trained)
+    settings, _, arguments = parse_settings(parser, argv, base=trained, also=mistakes_in_name)
     if trained is None:  # --run was given without a value: else the parser has asked for it
         raise UserError("--run names no folder; give it that of a finished run, WORK/runs/NAME")
     before = flatten(trained)
@@ -114,7 +118,7 @@ def run_and_settings(argv: list[str]) -> tuple[Path, Settings]:
                 f"{name} is {value}, and {run} was trained with {before[name]}; leave it out (evaluate.py takes "
                 "--evaluation.*, --training.device and --training.workers), or train another run with it"
             )
-    return run, settings
+    return run, run / EVALUATIONS / arguments.name if arguments.name else run, settings
 
 
 def say_done(run: Path, done: str, outputs: list[Path]) -> None:

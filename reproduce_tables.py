@@ -38,13 +38,12 @@ from pipeline.progress import ProgressBar
 from pipeline.provenance import made_with
 from pipeline.schema import Evaluation, Settings
 from pipeline.steps import STEPS
-from pipeline.work import Work
+from pipeline.work import EVALUATIONS, Work
 from readers.openclipart import openclipart
 from reporting import filled_tables
 from reporting.tables import OF_THE_PAPER, TABLES, Method, Table
 
 if TYPE_CHECKING:
-    from metrics import Metric
     from reporting.figures import Figure
 
 
@@ -170,11 +169,55 @@ def evaluated(request: Request, methods: Sequence[Method]) -> dict[str, list[Pat
             trainings |= zip(choices[method.name, seed], commands, strict=True)
     at_once(request, trained, list(trainings.values()), "run")
     best = {which: best_on_validation(runs) for which, runs in choices.items() if runs}
-    flags = evaluation_flags(request.settings.evaluation)
-    at_once(request, measured, [["--run", str(run), *flags] for run in dict.fromkeys(best.values())], "run")
+    folders = measured_runs(request, methods, best)
     return {
-        method.name: [best[method.name, seed] for seed in seeds if (method.name, seed) in best] for method in methods
+        method.name: [folders[method.name, seed] for seed in seeds if (method.name, seed) in folders]
+        for method in methods
     }
+
+
+def measured_runs(
+    request: Request, methods: Sequence[Method], runs: Mapping[tuple[str, int], Path]
+) -> dict[tuple[str, int], Path]:
+    """Evaluate the runs, by method and seed; returns the folders with their figures.
+
+    Of a method's alternatives of evaluation each seed takes the best one on the validation split.
+    """
+    alternatives = {method.name: method.evaluations for method in methods}
+    on_val: dict[Path, list[str]] = {}
+    tried: dict[tuple[str, int], list[Path]] = {}
+    for which, run in runs.items():
+        several = alternatives[which[0]] if len(alternatives[which[0]]) > 1 else ()
+        commands = [evaluation_of(request, run, {**changes, "evaluation.split": "val"}) for changes in several]
+        tried[which] = [folder for folder, _ in commands]
+        on_val |= dict(commands)
+    at_once(request, measured, list(on_val.values()), "evaluation")
+    chosen: dict[tuple[str, int], tuple[Path, list[str]]] = {}
+    for which, run in runs.items():
+        recalls = [kway_recall(folder) for folder in tried[which]] or [0.0]
+        chosen[which] = evaluation_of(request, run, alternatives[which[0]][int(np.argmax(recalls))])
+    at_once(request, measured, list(dict(chosen.values()).values()), "evaluation")
+    return {which: folder for which, (folder, _) in chosen.items()}
+
+
+def evaluation_of(request: Request, run: Path, changes: Mapping[str, str]) -> tuple[Path, list[str]]:
+    """The folder of a run's evaluation and the arguments of step 5. One with other settings has a name of its own."""
+    command = ["--run", str(run), *evaluation_flags(request.settings.evaluation)]
+    if not changes:
+        return run, command
+    name = "-".join(f"{setting.removeprefix('evaluation.')}={value}" for setting, value in changes.items())
+    changed = [word for setting, value in changes.items() for word in (f"--{setting}", value)]
+    return run / EVALUATIONS / name, [*command, *changed, "--name", name]
+
+
+def kway_recall(folder: Path) -> float:
+    """K-way Recall@1 of an evaluation, the mean of both ways, at the first k."""
+    figures = read_json(folder / "metrics.json")["figures"]
+    of_all = {name: figure["value"] for name, figure in figures.items() if "way_recall_at_1_" in name}
+    if not of_all:
+        raise UserError(f"{folder} has no k-way Recall@1 by which to choose; get more validation pairs")
+    first = next(iter(of_all)).partition("way_")[0]
+    return float(np.mean([value for name, value in of_all.items() if name.partition("way_")[0] == first]))
 
 
 def at_once(request: Request, function: Callable[[Request, Any], Any], items: Sequence[Any], unit: str) -> list[Any]:
@@ -231,36 +274,15 @@ def write_table(table: Table, request: Request, runs: Mapping[str, list[Path]], 
         for name in names
     }
     chance = {metric.name: figures[names[0]][0][metric.name]["chance"] for metric in columns}
-    resampled = resamples(columns, {name: runs[name] for name in names})
+    resampled = filled_tables.resampled_runs(columns, {name: runs[name] for name in names})
     content = filled_tables.fill(table, columns, values, request.dataset, chance, resampled)
-    markdown = filled_tables.to_markdown(content, heading(request)) + weights_found(methods, runs)
+    markdown = filled_tables.to_markdown(content, heading(request)) + what_was_chosen(methods, runs)
     made = {"command": request.command, "seeds": list(range(request.seeds)), **made_with(threads(request.jobs))}
-    made_by = {name: [run.name for run in runs[name]] for name in names}
+    made_by = {name: [run.as_posix().rpartition("/runs/")[2] for run in runs[name]] for name in names}
     path = request.out / f"table{table.number}.json"
     write_json(path, {**made, **content, "runs": made_by})
     write_text(path.with_suffix(".md"), markdown)
     print(f"{markdown}\nwrote {path}\nwrote {path.with_suffix('.md')}")
-
-
-def resamples(columns: Sequence["Metric"], runs: Mapping[str, Sequence[Path]]) -> filled_tables.Resampled:
-    """A hierarchical bootstrap of every column, over seeds and test images; none with one seed."""
-    from reporting.figures import RunScores
-    from reporting.significance import seeds_and_images
-
-    scores = {name: [RunScores(run) for run in of_seeds] for name, of_seeds in runs.items()}
-    first, *others = next(iter(scores.values()))
-    if not others:
-        return {}
-    tested = [of_run.of_pairs.select(["pair", "image_id"]) for of_run in (first, *others)]
-    return {
-        metric.name: seeds_and_images(
-            {name: [of_run.of_metric[metric.name] for of_run in of_seeds] for name, of_seeds in scores.items()},
-            same_images=all(of_seed.equals(tested[0]) for of_seed in tested),
-            median=metric.is_median,
-        )
-        for metric in columns
-        if all(metric.name in of_run.of_metric for of_seeds in scores.values() for of_run in of_seeds)
-    }
 
 
 def threads(jobs: int) -> int:
@@ -275,15 +297,19 @@ def is_measured(name: str, methods: list[str], figures: FiguresOfRuns) -> bool:
     return all(name in run for method in methods for run in figures[method])
 
 
-def weights_found(methods: list[Method], runs: Mapping[str, list[Path]]) -> str:
-    """A paragraph for each tuned method, with the loss weights of its runs."""
+def what_was_chosen(methods: list[Method], runs: Mapping[str, list[Path]]) -> str:
+    """A paragraph for each method with weights or an evaluation chosen on validation: those of its seeds."""
     from training.runs import read_run
 
     paragraphs = ""
-    for method in [method for method in methods if method.tuned]:
-        weights = [read_run(run)[1] for run in runs[method.name]]
-        found = ", ".join(f"`{of_seed.sym:g} {of_seed.img:g} {of_seed.text:g}`" for of_seed in weights)
-        paragraphs += f"\n{method.name}, weights SYM IMG TEXT found for each seed: {found}\n"
+    for method in methods:
+        if method.tuned:
+            weights = [read_run(run)[1] for run in runs[method.name]]
+            found = ", ".join(f"`{of_seed.sym:g} {of_seed.img:g} {of_seed.text:g}`" for of_seed in weights)
+            paragraphs += f"\n{method.name}, weights SYM IMG TEXT found for each seed: {found}\n"
+        if len(method.evaluations) > 1:
+            found = ", ".join(f"`{folder.name}`" for folder in runs[method.name])
+            paragraphs += f"\n{method.name}, evaluation chosen for each seed: {found}\n"
     return paragraphs
 
 
@@ -325,12 +351,12 @@ def prepared(request: Request, seed_and_methods: tuple[int, Sequence[Method]]) -
             found.append(None)
             continue
         flags = flags_of(request, method, seed)
+        settings = parse_settings(make_parser(""), flags)[0]
         train_doc2vec.main(flags)
         extract_doc2vec_vectors.main(flags)
-        if method.settings.get("neighbors.space") == "images":
+        if settings.neighbors.space in ("images", "both"):
             extract_image_features.main(flags)
         knn_document_features.main(flags)
-        settings = parse_settings(make_parser(""), flags)[0]
         if settings.loss.base == "fine_grained" and settings.loss.labels == "siamese":
             train_siamese_labels.main(flags)
         tuned = tune_loss_weights.main(flags) if method.tuned else {}

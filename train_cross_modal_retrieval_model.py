@@ -20,12 +20,11 @@ import contextlib
 import functools
 import math
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import make_parser, parse_settings, run_script, say_next
+from pipeline.command_line import make_parser, mistakes_in_name, parse_settings, run_script, say_next
 from pipeline.errors import UserError
 from pipeline.files import lock, read_array, write_json
 from pipeline.schema import Settings
@@ -86,8 +85,7 @@ def mistakes_in_weights(settings: Settings, arguments: argparse.Namespace) -> li
         for name, weight in given.items()
         if not (math.isfinite(weight) and weight >= 0)
     ]
-    if arguments.name is not None and not re.fullmatch(r"[^\W_][^/\\\0\n\r]{0,149}", arguments.name):
-        found.append("--name must begin with a letter or digit, and have at most 150 characters without / and \\")
+    found += mistakes_in_name(settings, arguments)
     return found + mistakes_of_weights(settings.loss, arguments.sym, arguments.img)
 
 

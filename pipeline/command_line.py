@@ -160,6 +160,13 @@ def parse_settings(
     return settings, base or in_force, arguments
 
 
+def mistakes_in_name(settings: Settings, arguments: argparse.Namespace) -> list[str]:
+    """What is wrong with --name, which names a folder."""
+    if arguments.name is None or re.fullmatch(r"[^\W_][^/\\\0\n\r]{0,149}", arguments.name):
+        return []
+    return ["--name must begin with a letter or digit, and have at most 150 characters without / and \\"]
+
+
 def peek(argv: list[str], flag: str) -> list[str]:
     """The values given with `flag`, before the command line is parsed in earnest."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

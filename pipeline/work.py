@@ -11,7 +11,11 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "extract_image_features.py": ("image_features/vectors.npy",),
     "knn_document_features.py": tuple(f"neighbors/{{space}}/{name}.npy" for name in ("rows", "indices", "distances")),
     "train_siamese_labels.py": ("siamese/vectors.npy", "siamese/comparison.npy"),
-    "evaluate.py": tuple(f"runs/*/{name}" for name in ("metrics.json", "queries.parquet", "scores.parquet")),
+    "evaluate.py": tuple(
+        f"{folder}/*/{name}"
+        for folder in ("runs", "evaluations")
+        for name in ("metrics.json", "queries.parquet", "scores.parquet")
+    ),
 }
 """Which script writes which files in WORK. `{space}` stands for the `space_folder` of `neighbors.space`."""
 
@@ -24,6 +28,8 @@ def space_folder(space: str) -> str:
     return f"{kind}-{Path(named).stem}-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
 
 
+EVALUATIONS = "evaluations"
+"""The folder in a run's with evaluations that have a name of their own."""
 UNFINISHED = ".unfinished"
 """The folder in WORK with what steps that were stopped have done."""
 

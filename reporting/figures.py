@@ -18,6 +18,7 @@ from metrics import Metric, Scores, registered
 from pipeline.errors import UserError
 from pipeline.files import demand_undamaged, fingerprint, read_json, written_whole
 from pipeline.schema import Evaluation
+from pipeline.work import EVALUATIONS
 from ranking import Labels, Matrix, as_array, group_codes
 
 Figure = dict[str, float]
@@ -132,10 +133,13 @@ QUERIES, SCORES = "queries.parquet", "scores.parquet"
 
 
 def read_figures(run: Path) -> dict[str, Figure]:
-    """A run's figures by metric name. Raises UserError where it is not evaluated, or was trained again since."""
+    """A run's figures by metric name, or those in the folder of a named evaluation.
+
+    Raises UserError where it is not evaluated, or was trained again since.
+    """
     if not (run / "metrics.json").is_file():
         raise UserError(f"{run} has no metrics.json; run evaluate.py --run {run} first")
-    checkpoint = run / "best.pt"
+    checkpoint = (run.parents[1] if run.parent.name == EVALUATIONS else run) / "best.pt"
     if not checkpoint.is_file() or _stamp(run).get("checkpoint") != fingerprint(checkpoint):
         raise UserError(f"{run / 'metrics.json'} is not of the best.pt there; run evaluate.py --run {run} again")
     demand_undamaged(run / "metrics.json")

@@ -1,11 +1,12 @@
 """A table filled with figures: means, differences with what chance may have done to them, and its Markdown."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reporting.significance import above_chance, holm, paired_t_test
+from reporting.significance import above_chance, holm, paired_t_test, seeds_and_images
 from reporting.tables import PAPER, Table
 
 if TYPE_CHECKING:
@@ -101,6 +102,29 @@ def _rows(
             _mark(rows, metric, "bold", [row for row in rows if row["group"] == number])
         _mark(rows, metric, "underline", [row for row in rows if row["method"] in table.underlined])
     return rows
+
+
+def resampled_runs(columns: Sequence["Metric"], runs: Mapping[str, Sequence[Path]]) -> Resampled:
+    """A hierarchical bootstrap of every column, over seeds and test images; none with one seed.
+
+    runs: by method, the folders of its evaluations in the order of the seeds.
+    """
+    from reporting.figures import RunScores
+
+    scores = {name: [RunScores(run) for run in of_seeds] for name, of_seeds in runs.items()}
+    first, *others = next(iter(scores.values()))
+    if not others:
+        return {}
+    tested = [of_run.of_pairs.select(["pair", "image_id"]) for of_run in (first, *others)]
+    return {
+        metric.name: seeds_and_images(
+            {name: [of_run.of_metric[metric.name] for of_run in of_seeds] for name, of_seeds in scores.items()},
+            same_images=all(of_seed.equals(tested[0]) for of_seed in tested),
+            median=metric.is_median,
+        )
+        for metric in columns
+        if all(metric.name in of_run.of_metric for of_seeds in scores.values() for of_run in of_seeds)
+    }
 
 
 def short_title(metric: "Metric") -> str:

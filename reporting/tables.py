@@ -19,6 +19,9 @@ class Method:
     settings: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[Mapping[str, str], ...] = ({},)
     """Alternatives; each seed takes the one with the highest Recall@1 on the validation split."""
+    evaluations: tuple[Mapping[str, str], ...] = ({},)
+    """Alternatives of evaluation settings, such as {"evaluation.expand": "0.5"}; each seed takes the one with the best
+    k-way Recall@1 on the validation split. Rows that differ in nothing else share their training."""
     tuned: str | None = None
     """The search of tune_loss_weights.py whose weights each seed takes in place of `weights`."""
     several_texts: bool = False

@@ -9,13 +9,15 @@ import pytest
 from conftest import ROOT, TINY, one_line_error, run_script
 from scipy import stats
 
+import reproduce_tables
 from metrics import METRICS, Metric
 from pipeline.command_line import make_parser, parse_settings, without
+from pipeline.files import write_json
 from pipeline.schema import Settings
 from reporting import filled_tables, tables
 from reporting.significance import holm
 from reporting.tables import ANG, CONTROL, OURS, TABLES, TRIP, Method, Table
-from reproduce_tables import alike, evaluation_flags, is_measured
+from reproduce_tables import Request, alike, evaluation_flags, is_measured, measured_runs, read_request
 
 SMALL = Table(1, "Small", ((ANG, OURS), (TRIP,)), "toys", underlined=(ANG.name, TRIP.name))
 COLUMNS = [Metric("a", "A", "texts", lambda pairs: 0.0, lambda pairs: 0.2)]
@@ -206,6 +208,39 @@ def test_methods_that_share_a_table_of_neighbors_are_prepared_together() -> None
     other_space = Method("Images", (1, 1, 1), {"neighbors.space": "images", "loss.base": "triplet"})
     both = Method("Both", (1, 1, 1), {"neighbors.space": "images", "neighbors.distance": "cosine"})
     assert alike([ANG, other_table, OURS, other_space, both]) == [[ANG, OURS, other_space], [other_table, both]]
+
+
+def test_each_seed_takes_the_evaluation_that_is_best_on_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluations = ({}, {"evaluation.expand": "0.5"}, {"evaluation.expand": "1", "evaluation.expand_neighbors": "3"})
+    expanded = Method("expanded", (1, 0, 0), evaluations=evaluations)
+    request = read_request([*TINY, "--work", str(tmp_path / "work"), "--tables", "1"])
+    best_of_seed = {"run-0": "split=val", "run-1": "expand=1-expand_neighbors=3-split=val"}
+    asked: list[str] = []
+
+    def evaluate_all(request: Request, function: object, items: list[list[str]], unit: str) -> list[None]:
+        for command in items:
+            run, name = Path(command[1]), command[-1] if command[-2] == "--name" else ""
+            asked.append(name)
+            folder = run / "evaluations" / name if name else run
+            folder.mkdir(parents=True, exist_ok=True)
+            value = 0.9 if best_of_seed[run.name] == name else 0.1
+            shown = {"2way_recall_at_1_image_to_text": {"value": value}, "2way_recall_at_1_text_to_image": {"value": 0}}
+            write_json(folder / "metrics.json", {"figures": shown | {"5way_recall_at_1_text_to_image": {"value": 1}}})
+        return []
+
+    monkeypatch.setattr(reproduce_tables, "at_once", evaluate_all)
+    runs = {(name, seed): tmp_path / f"run-{seed}" for seed in range(2) for name in (ANG.name, "expanded")}
+    assert measured_runs(request, [ANG, expanded], runs) == {
+        (ANG.name, 0): tmp_path / "run-0",
+        ("expanded", 0): tmp_path / "run-0",
+        (ANG.name, 1): tmp_path / "run-1",
+        ("expanded", 1): tmp_path / "run-1" / "evaluations" / "expand=1-expand_neighbors=3",
+    }
+    on_val = ["split=val", "expand=0.5-split=val", "expand=1-expand_neighbors=3-split=val"]
+    assert asked[:6] == on_val * 2
+    assert asked[6:] == ["", "", "expand=1-expand_neighbors=3"]  # the same run only once
 
 
 def test_a_figure_that_a_run_lacks_is_no_column() -> None:

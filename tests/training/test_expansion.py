@@ -23,6 +23,7 @@ from pipeline.schema import Settings
 from pipeline.settings import load_settings, mistakes, replaced
 from pipeline.work import Work
 from reporting.compared_runs import ComparedRuns
+from reporting.figures import RunScores, read_figures
 from reporting.retrieval_index import open_index
 from training.embedding import embed_pairs
 from training.encoder import RunEncoder
@@ -240,6 +241,16 @@ def test_evaluate_measures_expanded_embeddings(run: Path, capsys: pytest.Capture
     evaluate.main(["--run", str(run), "--evaluation.split", "val", *expand])
     assert json.loads((run / "metrics.json").read_text())["split"] == "val"
     evaluate.main(["--run", str(run)])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    evaluate.main(["--run", str(run), *expand, "--name", "moved"])
+    named = run / "evaluations" / "moved"
+    assert read_figures(named) == moved["figures"] and read_figures(run) == plain["figures"]
+    assert RunScores(named).of_metric.keys() == RunScores(run).of_metric.keys()
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and named not in path.parents}
+    assert after == before  # TensorBoard's pages of the run too
+    (named / "metrics.json").write_text((named / "metrics.json").read_text().replace("0.", "0.1", 1))
+    with pytest.raises(UserError, match="damaged"):
+        read_figures(named)
     assert json.loads((run / "metrics.json").read_text()) == plain
 
 
