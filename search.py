@@ -1,4 +1,4 @@
-"""Search a dataset with a trained run: a text finds images, an image finds texts and images.
+"""Search a dataset with a trained run: a text or an image finds images and texts.
 
     python search.py --run work/openclipart/runs/NAME border wall
     python search.py --run work/openclipart/runs/NAME --image photo.jpg
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The arguments. Raises UserError for values out of range and arguments that exclude each other."""
     parser = Parser(__doc__)
-    parser.add_argument("text", nargs="*", help="words to find images for")
+    parser.add_argument("text", nargs="*", help="words to find images and texts for")
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run, WORK/runs/NAME")
     parser.add_argument("--image", type=Path, help="image file to find texts and images for")
     parser.add_argument("--serve", action="store_true", help="search in a browser on this computer")

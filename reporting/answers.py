@@ -1,4 +1,7 @@
-"""Answers of search.py: the items of an index that are nearest to a text, an image file or an indexed image."""
+"""Answers of search.py: the items of an index that are nearest to a text, an image file or an indexed image.
+
+Also what its page opens with: drawn pairs and common words.
+"""
 
 import difflib
 import unicodedata
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.pairs import SPLITS
 from reporting.retrieval_index import Index
 from text_space.tokenizer import SPECIAL_WORDS
 from training.encoder import RunEncoder
@@ -19,28 +23,37 @@ TEXT_WIDTH = 48
 """Columns of the text in a table."""
 
 
-def answer_text(encoder: RunEncoder, index: Index, text: str, top: int, split: str | None = None) -> dict[str, Any]:
-    """The images nearest to a text, as `search.py --json` prints them.
+class UnknownWords(UserError):
+    """A query none of whose words is in the vocabulary."""
 
-    Raises UserError where the text encoder reads words and knows none of the text's. It names similar words that it
-    knows.
+    def __init__(self, near: Mapping[str, list[str]], vocabulary: int) -> None:
+        """near: unknown words with similar known ones. vocabulary: how many words are known."""
+        explained = with_near_words(near)
+        super().__init__(f"no word of the query is in the run's vocabulary of {vocabulary:,} words: {explained}")
+        self.near, self.vocabulary = near, vocabulary
+
+
+def answer_text(encoder: RunEncoder, index: Index, text: str, top: int, split: str | None = None) -> dict[str, Any]:
+    """The images and texts nearest to a text, as `search.py --json` prints them.
+
+    Raises UserError where the text encoder reads words and the text has none, and UnknownWords where it knows none of
+    them.
     """
     if encoder.new_inputs:
         (query,), problems = encoder.texts([text])
         if problems:
             raise UserError(f"the query cannot be searched: {problems[0]}")
         asked = {"text": text, "words": [], "ignored_words": [], "near_words": {}}
-        return {"query": asked, **search_index(index, query, ("images",), top, split)}
+        return {"query": asked, **search_index(index, query, ("images", "texts"), top, split)}
     known, unknown = encoder.words(text)
     if not known and not unknown:
         raise UserError("the query has no word: stop words and short words do not count, as in training")
     near = {word: near_words(word, encoder.vocabulary) for word in unknown[:MAX_EXPLAINED_WORDS]}
     if not known:
-        count = len(encoder.vocabulary) - len(SPECIAL_WORDS)
-        raise UserError(f"no word of the query is in the run's vocabulary of {count:,} words: {with_near_words(near)}")
+        raise UnknownWords(near, len(encoder.vocabulary) - len(SPECIAL_WORDS))
     (query,), _ = encoder.texts([text])
     asked = {"text": text, "words": known, "ignored_words": unknown, "near_words": near}
-    return {"query": asked, **search_index(index, query, ("images",), top, split)}
+    return {"query": asked, **search_index(index, query, ("images", "texts"), top, split)}
 
 
 def answer_image(
@@ -78,6 +91,19 @@ def search_index(
     return answer
 
 
+def draw_pairs(index: Index, count: int, seed: int, split: str | None = None) -> list[dict[str, Any]]:
+    """`count` pairs of different images, or all where there are fewer, drawn by seed and described as in an answer."""
+    items = index.images
+    places = np.arange(len(items.pairs)) if split is None else np.flatnonzero(items.splits == SPLITS.index(split))
+    drawn = np.random.default_rng(seed).choice(places, min(count, len(places)), replace=False)
+    return [index.describe(pair) for pair in items.pairs[drawn].tolist()]
+
+
+def common_words(vocabulary: Mapping[str, int], count: int) -> list[str]:
+    """The `count` most common words of the train split, the most common first, as vocabulary.txt lists them."""
+    return [word for word in vocabulary if word not in SPECIAL_WORDS][:count]
+
+
 def near_words(word: str, vocabulary: Mapping[str, int]) -> list[str]:
     """Up to three words of the vocabulary with a spelling similar to `word`, the most similar first."""
     near = difflib.get_close_matches(word, vocabulary, n=3, cutoff=0.7)
@@ -98,7 +124,7 @@ def print_answer(answer: dict[str, Any]) -> None:
     if ignored:
         near = answer["query"]["near_words"]
         print(f"ignored, not in the vocabulary: {with_near_words({word: near.get(word, []) for word in ignored})}")
-    for kind in [kind for kind in ("texts", "images") if kind in answer]:
+    for kind in [kind for kind in answer if kind in ("texts", "images")]:
         print(f"{kind} by {answer['score']}")
         print(f"rank   score    pair  split  {'text':{TEXT_WIDTH}}  image")
         for item in answer[kind]:

@@ -73,6 +73,11 @@ class Index:
         path = str(self.files.root / row["image_path"])
         return {"pair": pair, "split": row["split"], "path": path, "text": row["text"], "texts_of_image": texts}
 
+    def image_pair(self, pair: int) -> int | None:
+        """The pair that the image of `pair` is indexed under: the first with that image. None where it is not."""
+        first = int(np.argmax(self.files.of_pair == self.files.of_pair[pair]))
+        return first if self.holds_image(first) else None
+
     def holds_image(self, pair: int) -> bool:
         """Whether an image is indexed under that pair."""
         if not 0 <= pair < len(self.table):  # also keeps out numbers too large for numpy

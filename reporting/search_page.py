@@ -1,5 +1,7 @@
 """The page of `search.py --serve`: a field for words, a place to drop a picture, and the results.
 
+Before a search it shows drawn pairs and common words.
+
 Only the user who started the server can use it:
 
 - The server listens on 127.0.0.1.
@@ -13,6 +15,7 @@ import base64
 import functools
 import io
 import logging
+import os
 import secrets
 import socket
 import tempfile
@@ -29,10 +32,10 @@ from images.files import UnreadableImage, load_thumbnail
 from images.tar_members import file_of
 from pipeline.errors import UserError
 from pipeline.pairs import SPLITS
-from reporting.answers import answer_image, answer_pair, answer_text
+from reporting.answers import UnknownWords, answer_image, answer_pair, answer_text, common_words, draw_pairs
 from reporting.retrieval_index import Index
 from training.encoder import RunEncoder
-from training.runs import readable_name
+from training.runs import describe_run
 
 if TYPE_CHECKING:
     from waitress.server import BaseWSGIServer
@@ -51,6 +54,8 @@ THUMBNAIL_SIDE, LARGE_SIDE = 320, 1600
 """Pixels of the longer side of an image, among the results and on its own."""
 MAX_RESULTS = 384
 """Results on a page, at most."""
+DRAWN_PAIRS, COMMON_WORDS = 12, 10
+"""What the page opens with."""
 
 Page = tuple[str, int]
 """HTML and HTTP status."""
@@ -61,6 +66,8 @@ class SearchPage:
 
     def __init__(self, encoder: RunEncoder, index: Index, default_top: int, default_split: str) -> None:
         self.encoder, self.index = encoder, index
+        self.run = describe_run(encoder.run)
+        self.words = common_words(encoder.vocabulary, COMMON_WORDS)
         self.default_top, self.default_split = default_top, default_split
         self.decoding = threading.Lock()  # one image at a time: a large one takes hundreds of megabytes
         self.upload_pixels = min(UPLOAD_PIXELS, encoder.settings.dataset.max_pixels)
@@ -83,6 +90,8 @@ class SearchPage:
             return self.render(**asked)
         try:
             return self.render(answer=answer_text(self.encoder, self.index, text, top, among), **asked)
+        except UnknownWords as error:
+            return self.render(400, unknown=error, **asked)
         except UserError as error:
             message = str(error)
             return self.render(400, error=f"{message[0].upper()}{message[1:]}.", **asked)
@@ -129,14 +138,15 @@ class SearchPage:
 
     def render(self, status: int = 200, **shown: Any) -> Page:
         """The page with what is `shown`, and the status."""
-        given: dict[str, Any] = {"answer": None, "error": None, "picture": None, "text": ""}
-        given |= {"split": self.default_split, "top": self.default_top}
+        given: dict[str, Any] = {"answer": None, "error": None, "unknown": None, "picture": None, "text": ""}
+        given |= {"split": self.default_split, "top": self.default_top, "drawn": [], "words": self.words} | shown
+        if not given["answer"]:
+            among = None if given["split"] == "all" else given["split"]
+            given["drawn"] = draw_pairs(self.index, DRAWN_PAIRS, self.run["seed"], among)
         counts = {"images": len(self.index.images.pairs), "texts": len(self.index.texts.pairs)}
-        run, splits = readable_name(self.encoder.run), ("all", *SPLITS)
-        html = render_template(
-            "search_page.html", nonce=g.nonce, splits=splits, most=MAX_RESULTS, run=run, **counts, **(given | shown)
-        )
-        return html, status
+        given |= counts | {"run": self.run, "splits": ("all", *SPLITS), "most": MAX_RESULTS}
+        given |= {"image_pair": self.index.image_pair, "file_name": os.path.basename}
+        return render_template("search_page.html", nonce=g.nonce, **given), status
 
     def _options(self) -> tuple[str, int]:
         """Split and number of results of the request; the defaults where it has none that are valid."""

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,9 +78,40 @@ def readable_name(run: Path) -> str:
     if not run.name.startswith("l_i2t_l_sym_"):
         return run.name
     _, weights = read_run(run)
-    _, *others = run.name.split("-")
-    shown = [f"SYM {weights.sym:g}", f"IMG {weights.img:g}", f"TEXT {weights.text:g}"]
-    return ", ".join([*shown, *(other.replace("=", " ") for other in others)])
+    return ", ".join([f"SYM {weights.sym:g}", f"IMG {weights.img:g}", f"TEXT {weights.text:g}", *_named_settings(run)])
+
+
+def _named_settings(run: Path) -> list[str]:
+    """The settings in the name that `run_name` gave a run, the seed last; a value may hold a minus (1e-05)."""
+    if not run.name.startswith("l_i2t_l_sym_"):
+        return []
+    return [setting.replace("=", " ") for setting in re.split(r"-(?=[\w.]+=)", run.name)[1:]]
+
+
+LOSSES_IN_WORDS = {
+    "angular": "angular N-pairs loss",
+    "triplet": "triplet N-pairs loss",
+    "infonce": "InfoNCE loss",
+    "struc": "structure-preserving loss",
+    "fine_grained": "pairwise loss",
+}
+"""`loss.base` for people. Another is named as it is registered."""
+
+
+def describe_run(run: Path) -> dict[str, Any]:
+    """What a run is, for people: dataset, method, weights in words, settings in its folder's name, seed, folder."""
+    settings, weights = read_run(run)
+    neighbors = "with neighbors" if reads_neighbors(settings, weights) else "without neighbors"
+    return {
+        "dataset": settings.dataset.name or settings.dataset.source,
+        "method": f"{LOSSES_IN_WORDS.get(settings.loss.base, settings.loss.base)} {neighbors}",
+        "weights": (
+            f"text to image {weights.sym:g}, images of neighbors {weights.img:g}, neighboring texts {weights.text:g}"
+        ),
+        "others": _named_settings(run)[:-1],
+        "seed": settings.seed,
+        "folder": os.path.basename(os.path.abspath(run)),
+    }
 
 
 def reads_neighbors(settings: Settings, weights: Weights) -> bool:

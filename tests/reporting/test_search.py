@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import csv
+import html
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +50,7 @@ from pipeline.pairs import SPLITS
 from pipeline.schema import Synthetic
 from ranking import nearest
 from readers.synthetic import World
-from reporting.answers import answer_image, answer_pair, answer_text, fit_columns, printable
+from reporting.answers import answer_image, answer_pair, answer_text, draw_pairs, fit_columns, printable
 from reporting.retrieval_index import Index, open_index
 from reporting.search_page import MAX_PICTURES, TIMEOUT_S, UPLOAD_BYTES, local_server, make_app
 from training.embedding import embed_pairs
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
 SCRIPT_TEXT = "<script>document.title = 'run'</script>"
 NO_WORD = "zzqx xqzz"
+NONCE = re.compile(r'nonce="[^"]*"')
 
 
 def made_up(folder: Path, *words: str) -> Path:
@@ -155,6 +158,11 @@ def test_a_text_finds_the_images_in_the_order_of_the_metrics(
     ranks = metrics.rank_pairs(y, x, groups=rows // 2)
     assert own["rank"] == ranks.closer[list(rows).index(pair)] + 1
     assert own["texts_of_image"] == 2
+    scores = {found["pair"]: found["score"] for found in answer["texts"]}
+    assert answer["texts"][0]["pair"] == pair and scores[pair] == pytest.approx(1, abs=1e-5)
+    assert sorted(scores) == rows.tolist()  # every text with a known word
+    for row, vector in zip(rows.tolist(), y, strict=True):
+        assert scores[row] == pytest.approx(float(query @ vector), abs=2e-6)
 
 
 @pytest.mark.slow
@@ -186,7 +194,9 @@ def test_a_query_is_told_which_words_are_not_known(encoder: RunEncoder, index: I
     assert answer["query"]["words"] == [known]
     assert answer["query"]["ignored_words"] == [misspelt]
     assert known in answer["query"]["near_words"][misspelt]
-    assert answer["images"] == answer_text(encoder, index, known, top=3)["images"]
+    again = answer_text(encoder, index, known, top=3)
+    assert list(answer) == ["query", "score", "split", "images", "texts"]
+    assert (answer["images"], answer["texts"]) == (again["images"], again["texts"])
     with pytest.raises(UserError, match=rf"{misspelt} \(near it: .*{known}"):
         answer_text(encoder, index, misspelt, top=3)
     with pytest.raises(UserError, match="no word"):
@@ -282,8 +292,9 @@ def test_search_from_a_shell(run: Path, index: Index, capsys: pytest.CaptureFixt
     word = next(word for word in table[10]["text"].lower().strip(".").split())
     shown = run_script("search.py", "--run", run, word, "zzqx", "--top", "3", "--split", "test").stdout
     assert "ignored, not in the vocabulary: zzqx" in shown
-    assert "images by cosine similarity" in shown
-    assert len([line for line in shown.splitlines() if ".png" in line]) == 3
+    images, texts = shown.split("images by cosine similarity")[1].split("texts by cosine similarity")
+    for table_shown in (images, texts):
+        assert len([line for line in table_shown.splitlines() if ".png" in line]) == 3
     assert "near it: " in one_line_error(run_script("search.py", "--run", run, f"{word}q", ok=False))
     image = index.files.root / table[20]["image_path"]
     capsys.readouterr()
@@ -455,7 +466,7 @@ def test_the_page_shows_what_is_found_and_texts_stay_texts(
     assert client.get("/", query_string={"text": text, "top": "-5", "split": "nonsense"}).status_code == 200
     few = make_app(encoder, index, 3, "val").test_client()
     shown = few.get("/", query_string={"text": text}).text
-    assert shown.count(" · val") == 3
+    assert shown.count(" · val") == 6  # images, and texts
     assert '<option value="val" selected>' in shown
 
 
@@ -468,6 +479,54 @@ def test_a_picture_finds_texts_and_images(client: FlaskClient, index: Index, run
     assert "<script>.png" not in shown
     assert "/image/20" in client.get("/?pair=20&split=all").text
     assert client.get("/?pair=21").status_code == 404
+
+
+@pytest.mark.slow
+def test_the_page_opens_with_drawn_pairs_common_words_and_the_run_in_words(
+    client: FlaskClient, encoder: RunEncoder, index: Index, run: Path
+) -> None:
+    shown = client.get("/").text
+    assert shown == NONCE.sub(NONCE.search(shown)[0], client.get("/").text)  # drawn by seed
+    drawn = [int(pair) for pair in re.findall(r'<img src="/image/(\d+)"', shown)]
+    assert drawn == [pair["pair"] for pair in draw_pairs(index, 12, encoder.settings.seed)]
+    assert len(set(drawn)) == 12 and drawn != sorted(drawn)
+    names = [Path(table_of(run)[pair]["image_path"]).name for pair in drawn]
+    assert re.findall(r'<bdi class="file">(.*?)</bdi>', shown) == names
+    of_val = client.get("/?split=val").text
+    assert of_val.count(" · val · ") == 12 and "from the val split" in of_val
+    about = (
+        "Angular N-pairs loss without neighbors; weights: text to image 1, images of neighbors 0, neighboring texts 0; "
+    )
+    assert about in shown and "seed 0" in shown and run.name in shown and '<a href="/">Search</a> made up</h1>' in shown
+    counts = Counter(
+        word for row in table_of(run) if row["split"] == "train" for word in encoder.tokenizer.words(row["text"])
+    )
+    words = re.findall(r"<bdi>(\w+)</bdi></a>", shown)
+    assert [counts[word] for word in words] == sorted(counts.values(), reverse=True)[:10]
+    linked = [html.unescape(link) for link in re.findall(r'href="(/\?text=.*?)"', shown)]
+    assert len(linked) == 10 and all("Texts by" in client.get(link).text for link in linked)
+    assert "Common words" not in client.get(linked[0]).text
+
+
+@pytest.mark.slow
+def test_near_words_of_unknown_ones_are_links(client: FlaskClient, encoder: RunEncoder) -> None:
+    known = next(word for word in encoder.vocabulary if len(word) > 5 and word.isalpha())
+    misspelt = known[:-1] + "q"
+    nothing = client.get("/", query_string={"text": f"{misspelt} <i>zzqx", "split": "val"})
+    assert nothing.status_code == 400
+    link = f'<a href="/?text={known}&amp;split=val"><bdi>{known}</bdi></a>'
+    suggested = re.search(r'role="alert">(.*?)</p>', nothing.text)[1]
+    assert f"<bdi>{misspelt}</bdi></b> (near it: " in suggested and link in suggested and "<i>" not in suggested
+    ignored = client.get("/", query_string={"text": f"{known} {misspelt}", "split": "val"}).text
+    assert link in re.search(r'role="status">(.*?)</p>', ignored, re.DOTALL)[1]
+
+
+@pytest.mark.slow
+def test_a_text_found_is_shown_with_the_image_it_belongs_to(client: FlaskClient, index: Index, run: Path) -> None:
+    shown = client.get("/", query_string={"text": table_of(run)[21]["text"], "top": 1}).text
+    texts = shown.split("<h2>Texts by")[1]
+    assert 'src="/image/20"' in texts and "pair 21" in texts  # its second text
+    assert index.image_pair(20) == index.image_pair(21) == 20
 
 
 def png(width: int, height: int) -> bytes:
@@ -690,6 +749,10 @@ def headings(browser: "Chrome") -> list[str]:
     return [heading.text for heading in browser.find_elements("tag name", "h2")]
 
 
+def found_something(browser: "Chrome") -> bool:
+    return "Images by cosine similarity" in headings(browser)
+
+
 @pytest.mark.slow
 def test_words_are_typed_and_images_found(browser: "Chrome", address: str, run: Path) -> None:
     text = table_of(run)[0]["text"]
@@ -698,8 +761,8 @@ def test_words_are_typed_and_images_found(browser: "Chrome", address: str, run: 
     field = browser.find_element("name", "text")
     field.send_keys(text)
     field.submit()
-    wait_for(browser, headings)
-    assert headings(browser) == ["Images by cosine similarity"]
+    wait_for(browser, found_something)
+    assert headings(browser) == ["Images by cosine similarity", "Texts by cosine similarity"]
     found = browser.find_elements("css selector", ".images li")
     assert len(found) == 24
     browser.find_element("link text", "More").click()
@@ -710,7 +773,7 @@ def test_words_are_typed_and_images_found(browser: "Chrome", address: str, run: 
     assert SCRIPT_TEXT in browser.find_element("tag name", "main").get_attribute("textContent")
     assert browser.title.startswith(text[:20])
     browser.find_element("link text", "like this").click()
-    wait_for(browser, lambda _: len(headings(browser)) == 2)
+    wait_for(browser, lambda _: "Like the image of pair" in browser.find_element("tag name", "main").text)
     assert not page_problems(browser)
 
 
@@ -731,7 +794,7 @@ def test_a_picture_is_dropped_or_chosen(browser: "Chrome", address: str, index: 
                 new DragEvent(name, {dataTransfer: dropped, bubbles: true, cancelable: true}));""",
             base64.b64encode(path.read_bytes()).decode(),
         )
-    wait_for(browser, headings)
+    wait_for(browser, found_something)
     assert headings(browser) == ["Images by cosine similarity", "Texts by cosine similarity"]
     assert "1.000 · pair 20 · val" in browser.find_element("css selector", ".images .faint").text
     assert len(browser.find_elements("css selector", ".images li")) == 20  # those of val

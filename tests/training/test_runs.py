@@ -17,7 +17,7 @@ from pipeline.files import read_json
 from pipeline.pairs import SCHEMA, write_pairs
 from pipeline.schema import Settings
 from pipeline.work import Work
-from training.runs import Weights, read_run, readable_name, start_run, what_changed_since, work_of
+from training.runs import Weights, describe_run, read_run, readable_name, start_run, what_changed_since, work_of
 
 WEIGHTS = Weights(1, 0, 0)
 
@@ -54,7 +54,18 @@ def test_a_run_has_a_name_for_people(settings: Settings) -> None:
     run = Work(settings.work_folder).runs / "l_i2t_l_sym_1_l_img_0_l_text_0-loss.form=hinge-seed=4"
     start_run(run, settings, WEIGHTS, resume=False)
     assert readable_name(run) == "SYM 1, IMG 0, TEXT 0, loss.form hinge, seed 4"
-    assert readable_name(run.rename(run.with_name("monday"))) == "monday"
+    assert describe_run(run) == {
+        "dataset": "openclipart",
+        "method": "angular N-pairs loss without neighbors",
+        "weights": "text to image 1, images of neighbors 0, neighboring texts 0",
+        "others": ["loss.form hinge"],
+        "seed": 0,
+        "folder": run.name,
+    }
+    small = run.rename(run.with_name("l_i2t_l_sym_1_l_img_0_l_text_0-training.learning_rate=1e-05-seed=4"))
+    assert readable_name(small) == "SYM 1, IMG 0, TEXT 0, training.learning_rate 1e-05, seed 4"
+    monday = small.rename(small.with_name("monday"))
+    assert readable_name(monday) == "monday" and describe_run(monday)["others"] == []
 
 
 def test_settings_newer_than_the_run_take_their_defaults(settings: Settings, run: Path) -> None:
