@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def made_with(threads: int) -> dict[str, Any]:
     """Commit, versions, processor, threads and day, as figures note them."""
     return {
-        "commit": commit(ROOT),
+        **commit(ROOT),
         "versions": versions(),
         "processor": processor(),
         "threads": threads,
@@ -22,15 +22,15 @@ def made_with(threads: int) -> dict[str, Any]:
     }
 
 
-def commit(folder: Path) -> dict[str, Any] | None:
-    """The commit of the git checkout in `folder`, and whether files differ from it (`dirty`); None where it is none."""
+def commit(folder: Path) -> dict[str, Any]:
+    """`commit` of the git checkout in `folder`, and `dirty`, whether files differ from it; null where it is none."""
     try:
         top, head = _git(folder, "rev-parse", "--show-toplevel", "HEAD").splitlines()
-        if Path(top).resolve() != folder.resolve():
-            return None  # the checkout of something else, which holds a copy of this
-        return {"commit": head, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+        if Path(top).resolve() == folder.resolve():  # else the checkout of something else, which holds a copy of this
+            return {"commit": head, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
     except (OSError, ValueError, subprocess.CalledProcessError):
-        return None
+        pass
+    return {"commit": None, "dirty": None}
 
 
 def _git(folder: Path, *words: str) -> str:

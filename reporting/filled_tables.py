@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from metrics import Metric
 
 LEVEL = 0.05
-"""A difference is marked where its adjusted p-value is below this."""
+"""A difference is marked where its adjusted p-value is below this, and its interval leaves out 0."""
 ARROWS = {"image_to_text": "I→T", "text_to_image": "T→I"}
 
 Differences = dict[str, dict[str, Any] | None]
@@ -241,8 +241,9 @@ def explanation(content: Mapping[str, Any]) -> str:
     if not all(cell["seeds_and_images"] for cell in cells):
         over = "seeds (paired t)"
     text = (
-        f"Differences, with 95 % intervals over {over}. \\* stands where p < {LEVEL:g} in the paired t-test over "
-        f"seeds, with Holm's correction for all differences of the table, {content['comparisons']}."
+        f"Differences, with 95 % intervals over {over}. \\* stands where the interval leaves out 0 and "
+        f"p < {LEVEL:g} in the paired t-test over seeds, with Holm's correction for all differences of the table, "
+        f"{content['comparisons']}."
     )
     if any(cell["above_chance"] is not None for cell in cells):
         text += " κ is the difference as a share of the room above chance, 1 − chance."
@@ -256,7 +257,7 @@ def _interval(difference: Mapping | None) -> str:
     ends = difference["seeds_and_images"] or difference
     mean, low, high = (_signed(value, 4) for value in (difference["mean"], ends["low"], ends["high"]))
     text = f"{mean} [{low}, {high}]"
-    if difference["p_holm"] < LEVEL:
+    if difference["p_holm"] < LEVEL and not ends["low"] <= 0 <= ends["high"]:
         text += "\\*"
     kappa = difference["above_chance"]
     return text if kappa is None else f"{text}, κ {_signed(kappa, 3)}"

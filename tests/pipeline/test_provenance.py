@@ -5,6 +5,8 @@ from pathlib import Path
 
 from pipeline.provenance import commit, made_with, processor
 
+NONE = {"commit": None, "dirty": None}
+
 
 def git(folder: Path, *words: str) -> str:
     names = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -14,9 +16,9 @@ def git(folder: Path, *words: str) -> str:
 def test_the_commit_and_whether_files_differ_from_it(tmp_path: Path) -> None:
     folder = tmp_path / "checkout"
     folder.mkdir()
-    assert commit(folder) is None
+    assert commit(folder) == NONE
     git(folder, "init", "-q")
-    assert commit(folder) is None  # nothing is committed
+    assert commit(folder) == NONE  # nothing is committed
     (folder / "file").write_text("a")
     git(folder, "add", "file")
     git(folder, "commit", "-qm", "first")
@@ -26,7 +28,7 @@ def test_the_commit_and_whether_files_differ_from_it(tmp_path: Path) -> None:
     (folder / "file").write_text("b")
     assert commit(folder) == {"commit": head, "dirty": True}
     (folder / "copy").mkdir()
-    assert commit(folder / "copy") is None  # within a checkout of something else
+    assert commit(folder / "copy") == NONE  # within a checkout of something else
 
 
 def test_what_figures_note() -> None:
