@@ -3,9 +3,11 @@
 import ast
 import functools
 import importlib
+import itertools
+import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,16 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from metrics import registered
+from pipeline import schema
+from pipeline.registry import LOSSES
 from pipeline.settings import get, load_settings
+from reporting.filled_tables import short_title
+from reporting.tables import TABLES, Method
 
 DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS.append(ROOT / "benchmarks" / "README.md")
-OF_THE_PROJECT = (".py", ".md", ".sh", ".yaml", ".yml", ".webp", ".toml", ".html")
+OF_THE_PROJECT = (".py", ".md", ".sh", ".yaml", ".yml", ".webp", ".svg", ".toml", ".html", ".cff")
 """Endings of the project's own files; data and outputs have others."""
 OF_A_USER = {"config.yaml", "my.yaml", "FILE.yaml", "CONFIG"}
 """Files of these endings that are a user's or a run's."""
@@ -160,3 +167,131 @@ def test_the_page_and_the_readme_say_what_was_not_run() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     for text in (first, readme):
         assert "None of the paper's four datasets was run here" in text
+
+
+# Figures
+
+RESULTS = sorted((ROOT / "results").glob("*/table*.json"))
+DIFFERENCE = re.compile(r"([+−-]?\d\.\d{4}) \[([+−-]?\d\.\d{4}),? ([+−-]?\d\.\d{4})\]")
+"""A difference with its interval, as tables and prose quote it."""
+
+
+def in_four_digits(*values: float) -> tuple[str, ...]:
+    return tuple(f"{round(value, 4) + 0.0:+.4f}" for value in values)
+
+
+def intervals(difference: dict[str, Any]) -> set[tuple[str, ...]]:
+    """A difference of a table's JSON as it may be quoted: with its interval over seeds, or over seeds and images."""
+    ends = [difference, difference.get("seeds_and_images") or difference]
+    return {in_four_digits(difference["mean"], end["low"], end["high"]) for end in ends}
+
+
+def turned(difference: Sequence[float]) -> tuple[float, ...]:
+    """A - B as B - A."""
+    mean, low, high = difference
+    return -mean, -high, -low
+
+
+def differences_of(content: dict[str, Any]) -> dict[tuple[str, str], set[tuple[str, ...]]]:
+    """By `A against B` and column, the differences of a table's JSON."""
+    baselines = {row["group"]: row["method"] for row in reversed(content["rows"])}
+    compared = [(row["method"], baselines[row["group"]], row["figures"], "difference") for row in content["rows"]]
+    compared += [(line["method"], line["against"], line["figures"], None) for line in content.get("contrasts", [])]
+    found = {}
+    for method, against, figures, key in compared:
+        for column, cell in figures.items():
+            if difference := cell.get(key) if key else cell:
+                found[f"{method} against {against}", column] = intervals(difference)
+    return found
+
+
+@functools.cache
+def all_differences() -> frozenset[tuple[str, ...]]:
+    tables = (differences_of(json.loads(path.read_text(encoding="utf-8"))) for path in RESULTS)
+    return frozenset(quoted for of_table in tables for of_cell in of_table.values() for quoted in of_cell)
+
+
+def tables_of_results(document: Path) -> Iterator[tuple[dict[str, Any], list[list[str]]]]:
+    """The tables behind a comment such as `<!-- results/web_news/table1.json -->`: that file's content, and cells."""
+    parts = re.split(r"^<!-- (results/\S+\.json) -->$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for path, text in zip(parts[1::2], parts[2::2], strict=True):
+        lines = itertools.takewhile(lambda line: not line or line.startswith("|"), text.splitlines())
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line]
+        yield json.loads((ROOT / path).read_text(encoding="utf-8")), rows
+
+
+def mismatches(content: dict[str, Any], rows: list[list[str]]) -> list[str]:
+    """What a table of a document has that is not in the JSON, by row and column."""
+    columns = {short_title(metric): metric.name for metric in registered(schema.Evaluation()).values()}
+    figures = {row["method"]: row["figures"] for row in content["rows"]}
+    differences = differences_of(content)
+    found, header = [], []
+    for name, *cells in rows:
+        if name in ("", "difference"):
+            header = [columns[cell] for cell in cells] if any(cells) else header
+        elif not set(name) <= {"-", ":", " "}:
+            for column, cell in zip(header, cells, strict=True):
+                numbers = tuple(re.findall(r"[+-]?\d\.\d{4}", cell))
+                if name == "chance":
+                    right = {(f"{content['chance'][column]:.4f}",)}
+                elif " against " in name:
+                    right = differences.get((name, column), set())
+                    numbers = numbers[:3]
+                else:
+                    of_row = figures.get(name, {}).get(column)
+                    right = {tuple(f"{of_row[key]:.4f}" for key in ("mean", "sd"))} if of_row else set()
+                if numbers not in right:
+                    found.append(f"{name}, {column}: {cell}")
+    return found
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+def test_tables_of_results_are_those_of_the_json(document: str) -> None:
+    tables = list(tables_of_results(ROOT / document))
+    assert tables and all(len(rows) > 2 for _, rows in tables)
+    assert [found for content, rows in tables for found in mismatches(content, rows)] == []
+
+
+def test_every_table_of_results_is_in_the_documents() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert [name for path in RESULTS if f"<!-- {(name := path.relative_to(ROOT).as_posix())} -->" not in text] == []
+
+
+def test_a_wrong_figure_is_found() -> None:
+    content, rows = next(tables_of_results(ROOT / "docs" / "results.md"))
+    cell = rows[2][1]
+    rows[2][1] = cell.replace(cell[0:6], "0.1234")
+    assert len(mismatches(content, rows)) == 1
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_differences_that_prose_quotes_are_of_a_table(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    quoted = [tuple(float(number.replace("−", "-")) for number in found) for found in DIFFERENCE.findall(text)]
+    unknown = [numbers for numbers in quoted if in_four_digits(*numbers) not in all_differences()]
+    assert [numbers for numbers in unknown if in_four_digits(*turned(numbers)) not in all_differences()] == []
+
+
+# Methods
+
+
+def table_rows(document: str) -> list[list[str]]:
+    lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+
+
+@pytest.mark.parametrize(
+    "method",
+    {method for table in TABLES.values() for group in table.groups for method in group},
+    ids=lambda method: method.name,
+)
+def test_every_row_of_the_tables_is_explained(method: Method) -> None:
+    weights, settings = next(row[1:3] for row in table_rows("docs/methods.md") if row[0] == method.name)
+    assert weights == ("by seed" if method.tuned else f"`{' '.join(f'{weight:g}' for weight in method.weights)}`")
+    flags = " ".join(f"--{name} {value}" for name, value in method.settings.items())
+    assert settings.strip("`") == flags.replace("{sentences}", "S")
+
+
+def test_every_loss_is_explained() -> None:
+    explained = " ".join(row[0] for row in table_rows("docs/methods.md"))
+    assert [name for name in LOSSES if f"`{name}`" not in explained] == []
