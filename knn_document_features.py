@@ -4,8 +4,10 @@
 
 Reads pairs.parquet and step 2's outputs in WORK. Writes into WORK/neighbors/<space> rows.npy (int32, the train pairs
 whose text has a known word), indices.npy (int32, rows x k, pair numbers, nearest first, -1 where there are fewer) and
-distances.npy (float32, rows x k, inf where there is none). Prints whether the neighbors can help. Left out are the pair
-itself, pairs of its image, and pairs whose text has the same words.
+distances.npy (float32, rows x k, inf where there is none). The neighbors of `neighbors.space both` have the highest
+z_text + z_image, cosines in either space standardised by row, and their distance is minus that sum
+(text_space/points.py). Left out are the pair itself, pairs of its image, and pairs whose text has the same words.
+Prints whether the neighbors can help.
 """
 
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from pipeline.steps import (
     EXTRACT_DOC2VEC,
     EXTRACT_IMAGES,
     FIND_NEIGHBORS,
+    IMAGE_SPACES,
     PREPARE,
     TRAIN_DOC2VEC,
     is_up_to_date,
@@ -62,12 +65,15 @@ def find_and_write(settings: Settings, work: Work, space: "Space") -> None:
     rows = train[np.diff(offsets)[train] > 0]
     demand_enough(len(rows), k, work)
     groups = (numbered(pairs["image_id"])[rows], same_words(read_array(work.tokens), offsets, rows))
-    vectors = space.vectors()
+    vectors, images = space.vectors(), space.images and space.images()
 
     with making(FIND_NEIGHBORS, settings, space.made_from) as figures:
-        points = rows_of(vectors, rows, figures.unfinished)
+        folder = figures.unfinished
+        of_texts = rows_of(vectors, rows, folder / "train.npy")
+        of_images = None if images is None else rows_of(images, rows, folder / "train_images.npy")
+        chosen = settings.neighbors
         found, how = find_neighbors(
-            points, groups, settings.neighbors, settings.seed, settings.deterministic, figures.unfinished
+            of_texts, groups, chosen, settings.seed, settings.deterministic, folder, of_images
         )
         figures.update(rows=len(rows), train_pairs=len(train), **how)
         print(in_words(how, len(rows)))
@@ -99,7 +105,10 @@ def verdict(
         share, chance = category_share(positions, categories)
         found = found._replace(share=share, chance=chance)
         name, said = "category", f"{share:.3f} of the {first} nearest texts have the text's category"
-    elif settings.neighbors.space != "images" and what_changed(EXTRACT_IMAGES, settings) is None:
+    elif settings.neighbors.space in IMAGE_SPACES:
+        print("whether the neighbors can help is not known: images chose them, and the pairs have no categories")
+        return {}
+    elif what_changed(EXTRACT_IMAGES, settings) is None:
         found = agreement(positions[:, :2], by_images(read_array(work.image_vectors)[rows], images, seed), seed)
         if not found:
             return {}

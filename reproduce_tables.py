@@ -38,7 +38,7 @@ from pipeline.processes import in_order, one_thread_each
 from pipeline.progress import ProgressBar
 from pipeline.provenance import made_with
 from pipeline.schema import Evaluation, Settings
-from pipeline.steps import STEPS
+from pipeline.steps import IMAGE_SPACES, STEPS
 from pipeline.work import EVALUATIONS, Work
 from readers.openclipart import openclipart
 from reporting import filled_tables
@@ -376,7 +376,7 @@ def prepared(request: Request, seed_and_methods: tuple[int, Sequence[Method]]) -
         settings = parse_settings(make_parser(""), flags)[0]
         train_doc2vec.main(flags)
         extract_doc2vec_vectors.main(flags)
-        if settings.neighbors.space in ("images", "both"):
+        if settings.neighbors.space in IMAGE_SPACES:
             extract_image_features.main(flags)
         knn_document_features.main(flags)
         if settings.loss.base == "fine_grained" and settings.loss.labels == "siamese":

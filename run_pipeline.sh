@@ -32,6 +32,9 @@ train_and_evaluate() {
 python prepare_dataset.py --config "$config"
 python train_doc2vec.py --config "$config"
 python extract_doc2vec_vectors.py --config "$config"
+if grep -qwE 'space: *(images|both)' "$config"; then  # these neighbors are of the images' features
+    python extract_image_features.py --config "$config"
+fi
 python knn_document_features.py --config "$config"
 train_and_evaluate "$sym" 0 0
 baseline=$run

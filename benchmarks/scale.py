@@ -257,7 +257,7 @@ def ask_a_sample(work: Path, count: int) -> None:
     rows = train[np.diff(offsets)[train] > 0]
     groups = (numbered(table["image_id"])[rows], same_words(tokens, offsets, rows))
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        vectors = rows_of(read_array(work / "doc2vec" / "vectors.npy"), rows, Path(folder))
+        vectors = rows_of(read_array(work / "doc2vec" / "vectors.npy"), rows, Path(folder) / "train.npy")
         started = time.monotonic()
         index = GraphSearch(vectors, groups, settings, cores())
         built = time.monotonic()

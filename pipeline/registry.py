@@ -104,6 +104,7 @@ SPACES = Registry(
     {
         "doc2vec": "text_space.spaces:of_doc2vec",
         "images": "text_space.spaces:of_images",
+        "both": "text_space.spaces:of_both",
         "sentences": "text_space.spaces:of_sentences",
         "sentences:NAME_OR_FOLDER": "text_space.spaces:of_sentences",
         "file:VECTORS.npy": "text_space.spaces:of_file",

@@ -172,17 +172,17 @@ class Neighbors(Section):
     """Semantic neighbors of the train pairs (step 3), and how training draws one (step 4)."""
 
     space: Annotated[str, SPACES] = "doc2vec"
-    """Space of the neighbors: Doc2Vec's; pretrained image features' (OURS (Img NNs)); a sentence encoder's, that of
-    model.text.encoder unless one is named; or the vectors in a file, a row a pair, or a row a line of texts.txt beside
-    it."""
+    """Space of the neighbors: Doc2Vec's; pretrained image features' (OURS (Img NNs)); both, by the sum of each row's
+    standardised cosines; a sentence encoder's, that of model.text.encoder unless one is named; or the vectors in a
+    file, a row a pair, or a row a line of texts.txt beside it."""
     k: Count = 200
     """Nearest neighbors kept for each pair."""
     method: Literal["auto", "exact", "hnsw"] = "hnsw"
     """HNSW as the paper, exact search, or whichever is faster at this size."""
     library: Annotated[Literal["auto", "nmslib", "faiss"], WITH_HNSW] = "auto"
     """Library of HNSW; auto takes nmslib, as the authors, unless its two copies of the vectors take too much memory."""
-    distance: Literal["euclidean", "cosine"] = "euclidean"
-    """Distance in the space."""
+    distance: Annotated[Literal["euclidean", "cosine"], ReadWhen("neighbors.space", unless=("both",))] = "euclidean"
+    """Distance in the space. Both spaces together are compared by cosine."""
     min_recall: Annotated[float, Field(gt=0, le=1), WITH_HNSW] = 0.95
     """HNSW's query effort is raised until this share of the true neighbors is found."""
     recall_sample: Count = 1000

@@ -43,8 +43,8 @@ LIBRARIES = (
 class Step:
     """One step of the pipeline: its files in WORK, and the settings that shape its outputs.
 
-    In a name, `{space}` stands for the folder of `neighbors.space`, `{vectors}` for the file with that space's vectors,
-    and `{training_texts}` for articles.parquet where Doc2Vec is trained on articles.
+    In a name, `{space}` stands for the folder of `neighbors.space`, `{vectors}` and `{image_vectors}` for the files with
+    that space's vectors, and `{training_texts}` for articles.parquet where Doc2Vec is trained on articles.
     """
 
     script: str
@@ -67,7 +67,7 @@ EXTRACT_DOC2VEC = _step(
 )
 EXTRACT_IMAGES = _step("extract_image_features.py", "image_features/", schema.IMAGE_FEATURES, "pairs.parquet")
 FIND_NEIGHBORS = _step(
-    "knn_document_features.py", "neighbors/{space}/", schema.NEIGHBORS, "pairs.parquet", "{vectors}", *WORDS
+    "knn_document_features.py", "neighbors/{space}/", schema.NEIGHBORS, "pairs.parquet", "{vectors}", "{image_vectors}", *WORDS
 )
 SIAMESE_LABELS = _step(
     "train_siamese_labels.py",
@@ -77,8 +77,8 @@ SIAMESE_LABELS = _step(
 )
 STEPS = (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, EXTRACT_IMAGES, FIND_NEIGHBORS, SIAMESE_LABELS)
 
-VECTORS_OF_SPACE = {"doc2vec": "doc2vec/vectors.npy", "images": "image_features/vectors.npy"}
-"""Vectors in WORK in which neighbors are looked up, by `neighbors.space`; others lie elsewhere."""
+OMEGA_SPACES, IMAGE_SPACES = ("doc2vec", "both"), ("images", "both")
+"""Values of `neighbors.space` that read step 2's vectors, and those of extract_image_features.py."""
 WITH_ARTICLES = ("goodnews",)
 """Sources whose pairs come with articles."""
 
@@ -86,7 +86,8 @@ WITH_ARTICLES = ("goodnews",)
 def _named(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     some = {
         "space": space_folder(settings.neighbors.space),
-        "vectors": VECTORS_OF_SPACE.get(settings.neighbors.space, ""),
+        "vectors": "doc2vec/vectors.npy" if settings.neighbors.space in OMEGA_SPACES else "",
+        "image_vectors": "image_features/vectors.npy" if settings.neighbors.space in IMAGE_SPACES else "",
         "training_texts": "articles.parquet" if settings.doc2vec.train_on == "articles" else "",
     }
     without = () if settings.dataset.source in WITH_ARTICLES else ("articles.parquet",)

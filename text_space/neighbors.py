@@ -17,6 +17,7 @@ from pipeline.files import open_array, read_json, write_json
 from pipeline.progress import ProgressBar
 from pipeline.schema import Neighbors
 from text_space.hnsw import build_graph, choose_library, slices
+from text_space.points import ROWS_AT_A_TIME, Points, points_of, points_of_both
 
 EXACT_UP_TO = 150_000
 """Rows up to which `neighbors.method: auto` searches exactly.
@@ -39,8 +40,6 @@ ANSWERS_AT_A_TIME = 1_000_000
 """Answers that exact search holds at a time."""
 COLUMNS_AT_A_TIME = 65_536
 """Points that the torch product compares a row with at a time."""
-ROWS_AT_A_TIME = 10_000
-"""Rows that are searched before they count as done."""
 
 
 class NeighborLists(NamedTuple):
@@ -56,6 +55,8 @@ class NeighborLists(NamedTuple):
 
 Search = Callable[[np.ndarray], NeighborLists]
 """From rows (q,) to their neighbors by Euclidean distance."""
+Queries = Callable[[np.ndarray], np.ndarray]
+"""From rows (q,) to the points (q, d) from which their neighbors are searched."""
 
 
 def find_neighbors(
@@ -65,49 +66,38 @@ def find_neighbors(
     seed: int,
     deterministic: bool,
     unfinished: Path | None = None,
+    images: np.ndarray | None = None,
 ) -> tuple[NeighborLists, dict[str, Any]]:
     """Neighbors of every row of `vectors` (n, d) by `neighbors.method`, and figures on how they were found.
 
-    With the folder `unfinished`, the results lie in it, memory-mapped. A stopped search resumes there; a graph is
+    With `images` (n, e), further vectors of the same rows, neighbors are those of `points_of_both`, exact up to
+    EXACT_UP_TO rows by any method. With the folder `unfinished`, the results lie in it, memory-mapped. A stopped search resumes there; a graph is
     rebuilt. Raises UserError where HNSW cannot reach `neighbors.min_recall`.
     """
-    points = _euclidean_points(vectors, settings.distance, unfinished)
+    if images is None:
+        searched = points_of(vectors, settings.distance, unfinished)
+    else:
+        searched = points_of_both(vectors, images, unfinished)
+    points, queries, count = searched.points, searched.queries, len(vectors)
 
     def exact_search(rows: np.ndarray) -> NeighborLists:
         library: Literal["torch", "faiss"] = "torch" if torch.cuda.is_available() else "faiss"
-        return exact_neighbors(points, rows, settings.k, groups, library)
+        return exact_neighbors(points, rows, settings.k, groups, library, queries)
 
-    if settings.method == "exact" or (settings.method == "auto" and len(points) <= EXACT_UP_TO):
-        return _search_all(exact_search, len(points), settings, unfinished)[0], {"method": "exact"}
+    is_small = count <= EXACT_UP_TO and (settings.method == "auto" or images is not None)
+    if settings.method == "exact" or is_small:
+        return _search_all(exact_search, searched, settings.k, unfinished)[0], {"method": "exact"}
     threads = 1 if deterministic else torch.get_num_threads()
-    sample = np.random.default_rng(seed).permutation(len(points))[: settings.recall_sample]
-    search, figures = _graph_search(points, groups, settings, threads, sample, exact_search, unfinished)
+    sample = np.random.default_rng(seed).permutation(count)[: settings.recall_sample]
+    search, figures = _graph_search(searched, groups, settings, threads, sample, exact_search, unfinished)
     started = time.monotonic()
-    found, searched = _search_all(search, len(points), settings, unfinished)
-    figures |= {"searched_rows": searched, "search_seconds": round(time.monotonic() - started, 1)}
+    found, new = _search_all(search, searched, settings.k, unfinished)
+    figures |= {"searched_rows": new, "search_seconds": round(time.monotonic() - started, 1)}
     return found, figures
 
 
-def _euclidean_points(vectors: np.ndarray, distance: str, folder: Path | None) -> np.ndarray:
-    """float32 points whose nearest by Euclidean distance are the nearest of `vectors`, memory-mapped if these are."""
-    if distance == "euclidean":
-        return np.ascontiguousarray(vectors, dtype=np.float32)
-    if folder is None:
-        return on_sphere(vectors)
-    points = open_array(folder / "points.npy", vectors.shape, np.float32)
-    for part in slices(len(vectors), ROWS_AT_A_TIME):
-        points[part] = on_sphere(vectors[part])
-    return points
-
-
-def on_sphere(vectors: np.ndarray) -> np.ndarray:
-    """`vectors` (n, d) at unit length, float32: there Euclid's nearest are the cosine's. Zero stays zero."""
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return (vectors / np.maximum(lengths, np.finfo(np.float64).tiny)).astype(np.float32)
-
-
 def _graph_search(
-    points: np.ndarray,
+    searched: Points,
     groups: Sequence[np.ndarray],
     settings: Neighbors,
     threads: int,
@@ -125,12 +115,12 @@ def _graph_search(
     if kept and kept["method"] == "exact":
         return exact_search, kept
     started = time.monotonic()
-    graph = GraphSearch(points, groups, settings, threads)
+    graph = GraphSearch(searched.points, groups, settings, threads, searched.queries)
     if kept:
         graph.effort = kept["ef_search"]
         return graph.neighbors, kept
     build_seconds = round(time.monotonic() - started, 1)
-    limit = len(points) if settings.method == "hnsw" else len(points) // ROWS_A_STEP
+    limit = len(searched.points) // (1 if settings.method == "hnsw" else ROWS_A_STEP)
     share = graph.raise_effort(sample, exact_search(sample), settings.min_recall, limit)
     is_found = share >= settings.min_recall
     if not is_found and settings.method == "hnsw":
@@ -151,27 +141,26 @@ def _graph_search(
     return graph.neighbors if is_found else exact_search, figures
 
 
-def _search_all(search: Search, count: int, settings: Neighbors, folder: Path | None) -> tuple[NeighborLists, int]:
-    """The neighbors of all `count` rows, with distances in `neighbors.distance`, and how many rows this call searched.
+def _search_all(search: Search, searched: Points, k: int, folder: Path | None) -> tuple[NeighborLists, int]:
+    """The k neighbors of all rows, with the distances of the table, and how many rows this call searched.
 
     With `folder`, what an earlier call wrote there is kept; `done.json` counts its rows.
     """
-    first, files = 0, []
-    found = no_neighbors(0 if folder else count, settings.k)
+    first, files, count = 0, [], len(searched.points)
+    found = no_neighbors(0 if folder else count, k)
     if folder:
         first = read_json(folder / "done.json") if (folder / "done.json").is_file() else 0
         files = [
-            open_array(folder / "positions.npy", (count, settings.k), np.int32, first > 0),
-            open_array(folder / "distances.npy", (count, settings.k), np.float32, first > 0),
+            open_array(folder / "positions.npy", (count, k), np.int32, first > 0),
+            open_array(folder / "distances.npy", (count, k), np.float32, first > 0),
         ]
         found = NeighborLists(*files)
     with ProgressBar(total=count, initial=first, desc="searching neighbors", unit="row") as progress:
         for start in range(first, count, ROWS_AT_A_TIME):
             part = slice(start, min(start + ROWS_AT_A_TIME, count))
-            positions, distances = search(np.arange(part.start, part.stop))
-            if settings.distance == "cosine":
-                distances = np.square(distances) / 2  # 1 - cos of the angle between unit vectors
-            found.positions[part], found.distances[part] = positions, distances
+            rows = np.arange(part.start, part.stop)
+            positions, distances = search(rows)
+            found.positions[part], found.distances[part] = positions, searched.distances(rows, distances)
             if folder:
                 for file in files:
                     file.flush()
@@ -191,12 +180,12 @@ def answers_needed(rows: int, k: int, groups: Sequence[np.ndarray]) -> int:
     return min(k + int(np.quantile(left_out, 0.99)) + 1, rows)
 
 
-def _rank(points: np.ndarray, row: int, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`answers` (positions, -1 is none), nearest first, and their distances from `row`, computed in float64."""
+def _rank(points: np.ndarray, query: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`answers` (positions, -1 is none), nearest first, and their distances from `query`, computed in float64."""
     candidates = np.sort(answers[answers >= 0])
     distances = np.empty(len(candidates), dtype=np.float32)
     for part in slices(len(candidates), COLUMNS_AT_A_TIME):
-        differences = (points[candidates[part]] - points[row]).astype(np.float64)
+        differences = (points[candidates[part]] - query).astype(np.float64)
         distances[part] = np.sqrt(np.einsum("ij,ij->i", differences, differences))
     order = np.argsort(distances, kind="stable")  # of equal distances the lower position stays first
     return candidates[order], distances[order]
@@ -216,24 +205,26 @@ def exact_neighbors(
     k: int,
     groups: Sequence[np.ndarray],
     library: Literal["torch", "faiss"] = "torch",
+    queries: Queries | None = None,
 ) -> NeighborLists:
-    """The k nearest neighbors of `rows` (q,) among all `points` (n, d), by Euclidean distance.
+    """The k nearest neighbors of `rows` (q,) among all `points` (n, d), by Euclidean distance from their `queries`.
 
     Matrix products in float32 propose more candidates than needed, and distances in float64 rank them. A row asks
     again, for four times as many, where its candidates do not reach beyond its k-th neighbor: where others are left
     out, or many lie at one distance. torch multiplies on a GPU where there is one, Faiss is faster on a CPU. Both give
-    the same positions. `points` may be memory-mapped.
+    the same positions. `points` may be memory-mapped. Without `queries`, a row's query is its own point.
     """
-    found, count = no_neighbors(len(rows), k), len(points)
+    found, count, queries = no_neighbors(len(rows), k), len(points), queries or points.__getitem__
     nearest = _NearestByTorch(points) if library == "torch" else _NearestByFaiss(points)
     pending, asked = np.arange(len(rows)), min(answers_needed(count, k, groups) + SPARE_ANSWERS, count)
     while len(pending):
         unsettled = []
         for part in slices(len(pending), max(ANSWERS_AT_A_TIME // asked, 1)):
             lines = pending[part]
-            answers = nearest(rows[lines], asked) if asked < count else [np.arange(count)] * len(lines)
-            for line, row, answer in zip(lines, rows[lines], answers, strict=True):
-                positions, distances = _rank(points, row, answer)
+            asking = queries(rows[lines])
+            answers = nearest(asking, asked) if asked < count else [np.arange(count)] * len(lines)
+            for line, row, query, answer in zip(lines, rows[lines], asking, answers, strict=True):
+                positions, distances = _rank(points, query, answer)
                 allowed = np.flatnonzero(_is_allowed(positions, row, groups))[:k]
                 if asked == count or (len(allowed) == k and distances[allowed[-1]] < distances[-1]):
                     found.positions[line, : len(allowed)] = positions[allowed]
@@ -245,37 +236,37 @@ def exact_neighbors(
 
 
 class _NearestByFaiss:
-    """The points (n, d) nearest to some of them, by Faiss's matrix products in float32."""
+    """The points (n, d) nearest to queries, by Faiss's matrix products in float32."""
 
     def __init__(self, points: np.ndarray) -> None:
         self.points = points
 
-    def __call__(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """Positions (q, count) of the points nearest to `rows` (q,), which are among them."""
+    def __call__(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """Positions (q, count) of the points nearest to `queries` (q, d)."""
         import faiss  # compiled, and needed by step 3 only
 
         faiss.omp_set_num_threads(torch.get_num_threads())
-        positions: np.ndarray = faiss.knn(np.ascontiguousarray(self.points[rows]), self.points, count)[1]
+        positions: np.ndarray = faiss.knn(np.ascontiguousarray(queries), self.points, count)[1]
         return positions
 
 
 class _NearestByTorch:
-    """The points (n, d) nearest to some of them, by torch's matrix products in float32."""
+    """The points (n, d) nearest to queries, by torch's matrix products in float32."""
 
     def __init__(self, points: np.ndarray) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.points = torch.from_numpy(np.array(points, dtype=np.float32)).to(device)
         self.squares = self.points.square().sum(dim=1)
 
-    def __call__(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """Positions (q, count) of the points nearest to `rows` (q,), which are among them."""
+    def __call__(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """Positions (q, count) of the points nearest to `queries` (q, d)."""
         points = self.points
-        queries = points[torch.from_numpy(rows).to(points.device)]
-        scores = queries.new_empty(len(queries), 0)
-        positions = torch.empty(len(queries), 0, dtype=torch.int64, device=points.device)
+        asking = torch.from_numpy(np.array(queries)).to(points.device)
+        scores = asking.new_empty(len(asking), 0)
+        positions = torch.empty(len(asking), 0, dtype=torch.int64, device=points.device)
         for part in slices(len(points), COLUMNS_AT_A_TIME):
             # ‖b‖² − 2ab orders points as their distance from a does.
-            of_part = torch.addmm(self.squares[part], queries, points[part].T, alpha=-2)
+            of_part = torch.addmm(self.squares[part], asking, points[part].T, alpha=-2)
             numbers = torch.arange(part.start, part.stop, device=points.device).expand_as(of_part)
             scores, positions = torch.cat([scores, of_part], dim=1), torch.cat([positions, numbers], dim=1)
             scores, chosen = scores.topk(min(count, scores.shape[1]), dim=1, largest=False)
@@ -300,8 +291,16 @@ def recall(found: NeighborLists, truth: NeighborLists) -> float:
 class GraphSearch:
     """Neighbors among `points` (n, d) by an HNSW graph: filtered by groups, and ranked by exact distance."""
 
-    def __init__(self, points: np.ndarray, groups: Sequence[np.ndarray], settings: Neighbors, threads: int) -> None:
+    def __init__(
+        self,
+        points: np.ndarray,
+        groups: Sequence[np.ndarray],
+        settings: Neighbors,
+        threads: int,
+        queries: Queries | None = None,
+    ) -> None:
         self.points, self.groups, self.k = points, groups, settings.k
+        self._queries = queries or points.__getitem__
         self.library = choose_library(settings.library, points)
         self._graph = build_graph(self.library, points, settings.hnsw_m, settings.hnsw_ef_construction, threads)
         self.asked = answers_needed(len(points), settings.k, groups)
@@ -312,16 +311,17 @@ class GraphSearch:
     def neighbors(self, rows: np.ndarray) -> NeighborLists:
         """Neighbors of `rows` (q,) at the present effort; exact where the graph leaves a row with fewer than k."""
         found, available, short = no_neighbors(len(rows), self.k), min(self.k, len(self.points) - 1), []
-        answers = self._graph.search(self.points[rows], self.asked, self.effort)
-        for line, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-            positions, distances = _rank(self.points, row, answer)
+        queries = self._queries(rows)
+        answers = self._graph.search(queries, self.asked, self.effort)
+        for line, (row, query, answer) in enumerate(zip(rows, queries, answers, strict=True)):
+            positions, distances = _rank(self.points, query, answer)
             allowed = np.flatnonzero(_is_allowed(positions, row, self.groups))[: self.k]
             found.positions[line, : len(allowed)] = positions[allowed]
             found.distances[line, : len(allowed)] = distances[allowed]
             if len(allowed) < available:
                 short.append(line)
         if short:
-            completed = exact_neighbors(self.points, rows[short], self.k, self.groups)
+            completed = exact_neighbors(self.points, rows[short], self.k, self.groups, queries=self._queries)
             found.positions[short], found.distances[short] = completed
         return found
 

@@ -26,6 +26,8 @@ class Space(NamedTuple):
     """(N, d), a row a pair. Raises UserError where they cannot be had."""
     made_from: Mapping[str, str]
     """Fingerprints of what lies outside WORK, by name."""
+    images: Callable[[], np.ndarray] | None = None
+    """Second vectors of all pairs, (N, e), where neighbors are ranked by both (`text_space.points.points_of_both`)."""
 
 
 def space_of(settings: Settings) -> Space:
@@ -52,6 +54,11 @@ def of_images(settings: Settings) -> Space:
         return read_array(Work(settings.work_folder).image_vectors)
 
     return Space(vectors, {})
+
+
+def of_both(settings: Settings) -> Space:
+    """Omega and the images' features: neighbors are near in both."""
+    return Space(of_doc2vec(settings).vectors, {}, of_images(settings).vectors)
 
 
 def of_sentences(settings: Settings) -> Space:

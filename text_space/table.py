@@ -45,9 +45,9 @@ def show_texts(texts: pa.ChunkedArray, rows: np.ndarray, found: NeighborLists, s
     print()
 
 
-def rows_of(vectors: np.ndarray, rows: np.ndarray, unfinished: Path) -> np.ndarray:
-    """`rows` of a memory-mapped matrix, memory-mapped too."""
-    some = open_array(unfinished / "train.npy", (len(rows), vectors.shape[1]), np.float32)
+def rows_of(vectors: np.ndarray, rows: np.ndarray, path: Path) -> np.ndarray:
+    """`rows` of a memory-mapped matrix, memory-mapped too, in the file `path`."""
+    some = open_array(path, (len(rows), vectors.shape[1]), np.float32)
     for start in range(0, len(rows), 10_000):
         some[start : start + 10_000] = vectors[rows[start : start + 10_000]]
     return some

@@ -23,7 +23,8 @@ from pipeline.errors import UserError
 from pipeline.progress import ProgressBar
 from pipeline.registry import TEXT_ENCODERS
 from pipeline.schema import Settings, Siamese, TextEncoder
-from text_space.neighbors import exact_neighbors, on_sphere
+from text_space.neighbors import exact_neighbors
+from text_space.points import on_sphere
 from training.embedding import embed_texts
 from training.fine_grained import Relevance, likeness
 

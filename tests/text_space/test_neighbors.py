@@ -22,9 +22,9 @@ from text_space.neighbors import (
     NeighborLists,
     exact_neighbors,
     find_neighbors,
-    on_sphere,
     recall,
 )
+from text_space.points import on_sphere
 
 
 def by_loop(points: np.ndarray, k: int, groups: Sequence[np.ndarray] = ()) -> NeighborLists:
