@@ -4,7 +4,7 @@
 
 Reads pairs.parquet and the images. Writes WORK/image_features/vectors.npy, one row a pair: the features of
 `model.image.backbone` with `model.image.weights`, as pretrained, whatever training does with it afterwards. Then
-`knn_document_features.py --neighbors.space images` looks up the neighbors in them.
+`knn_document_features.py --neighbors.space images` looks up the neighbors in them, and `both` in them and in Omega.
 """
 
 from pipeline.command_line import make_parser, parse_settings, run_script

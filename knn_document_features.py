@@ -72,9 +72,7 @@ def find_and_write(settings: Settings, work: Work, space: "Space") -> None:
         of_texts = rows_of(vectors, rows, folder / "train.npy")
         of_images = None if images is None else rows_of(images, rows, folder / "train_images.npy")
         chosen = settings.neighbors
-        found, how = find_neighbors(
-            of_texts, groups, chosen, settings.seed, settings.deterministic, folder, of_images
-        )
+        found, how = find_neighbors(of_texts, groups, chosen, settings.seed, settings.deterministic, folder, of_images)
         figures.update(rows=len(rows), train_pairs=len(train), **how)
         print(in_words(how, len(rows)))
         numbers, names = distinct(pairs["category"].fill_null(""))

@@ -43,8 +43,8 @@ LIBRARIES = (
 class Step:
     """One step of the pipeline: its files in WORK, and the settings that shape its outputs.
 
-    In a name, `{space}` stands for the folder of `neighbors.space`, `{vectors}` and `{image_vectors}` for the files with
-    that space's vectors, and `{training_texts}` for articles.parquet where Doc2Vec is trained on articles.
+    In a name, `{space}` stands for the folder of `neighbors.space`, `{vectors}` and `{image_vectors}` for the files
+    with that space's vectors, and `{training_texts}` for articles.parquet where Doc2Vec is trained on articles.
     """
 
     script: str
@@ -67,7 +67,10 @@ EXTRACT_DOC2VEC = _step(
 )
 EXTRACT_IMAGES = _step("extract_image_features.py", "image_features/", schema.IMAGE_FEATURES, "pairs.parquet")
 FIND_NEIGHBORS = _step(
-    "knn_document_features.py", "neighbors/{space}/", schema.NEIGHBORS, "pairs.parquet", "{vectors}", "{image_vectors}", *WORDS
+    "knn_document_features.py",
+    "neighbors/{space}/",
+    schema.NEIGHBORS,
+    *("pairs.parquet", "{vectors}", "{image_vectors}", *WORDS),
 )
 SIAMESE_LABELS = _step(
     "train_siamese_labels.py",

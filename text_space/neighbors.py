@@ -70,9 +70,9 @@ def find_neighbors(
 ) -> tuple[NeighborLists, dict[str, Any]]:
     """Neighbors of every row of `vectors` (n, d) by `neighbors.method`, and figures on how they were found.
 
-    With `images` (n, e), further vectors of the same rows, neighbors are those of `points_of_both`, exact up to
-    EXACT_UP_TO rows by any method. With the folder `unfinished`, the results lie in it, memory-mapped. A stopped search resumes there; a graph is
-    rebuilt. Raises UserError where HNSW cannot reach `neighbors.min_recall`.
+    With `images` (n, e), further vectors of the same rows, neighbors are near in both, as `points_of_both` says; up to
+    EXACT_UP_TO rows they are exact by any method. With the folder `unfinished`, the results lie in it, memory-mapped.
+    A stopped search resumes there; a graph is rebuilt. Raises UserError where HNSW cannot reach `neighbors.min_recall`.
     """
     if images is None:
         searched = points_of(vectors, settings.distance, unfinished)

@@ -76,10 +76,11 @@ def points_of_both(texts: np.ndarray, images: np.ndarray, folder: Path | None) -
         return weighted
 
     def distances(rows: np.ndarray, euclidean: np.ndarray) -> np.ndarray:
+        there = np.isfinite(euclidean)
         squares = 2 + np.square(scaled[rows]).sum(axis=1, keepdims=True)
-        products = (squares - np.square(euclidean.astype(np.float64))) / 2
+        products = (squares - np.square(np.where(there, euclidean, 0), dtype=np.float64)) / 2
         sums = products * lengths[rows] / np.sqrt(2) - (weights * means)[rows].sum(axis=1, keepdims=True)
-        return np.where(np.isinf(euclidean), np.inf, -sums)
+        return np.where(there, -sums, np.inf)
 
     return Points(points, queries, distances)
 
