@@ -93,8 +93,8 @@ def test_the_papers_values_are_the_defaults_but_for_the_splits() -> None:
     [
         ("politics", {"evaluation.kway": [5], "text.max_sentences": 2, "dataset.near_duplicates": True}),
         ("goodnews", {"evaluation.kway": [5], "doc2vec.train_on": "texts"}),
-        ("conceptual_captions", {"evaluation.kway": [20]}),
-        ("coco", {"evaluation.kway": [100], "doc2vec.epochs": 50}),
+        ("conceptual_captions", {"evaluation.kway": [20], "training.select_k": 20}),
+        ("coco", {"evaluation.kway": [100], "training.select_k": 100, "doc2vec.epochs": 50}),
     ],
 )
 def test_configs_of_the_papers_datasets_change_only_what_the_paper_names(name: str, values: dict[str, Any]) -> None:
@@ -102,5 +102,5 @@ def test_configs_of_the_papers_datasets_change_only_what_the_paper_names(name: s
     assert {setting: get(settings, setting) for setting in values} == values
     paper = flatten(load_settings(ROOT / "configs" / "paper.yaml"))
     changed = {setting for setting, value in flatten(settings).items() if value != paper[setting]}
-    more = {"evaluation.kway", "doc2vec.epochs", "text.max_sentences"}
+    more = {"evaluation.kway", "training.select_k", "doc2vec.epochs", "text.max_sentences"}
     assert {setting for setting in changed if not setting.startswith("dataset.")} <= more
