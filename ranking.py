@@ -182,6 +182,15 @@ def rank_of_own(vectors: np.ndarray, query: np.ndarray, own: np.ndarray) -> int:
     return 1 + int((scores[~own] >= scores[own].max()).sum())
 
 
+def gap_of_own(vectors: np.ndarray, query: np.ndarray, own: np.ndarray) -> float | None:
+    """Cosine similarity of the nearest of a query's own items less that of the nearest other; None without another.
+
+    It is above 0 exactly where `rank_of_own` is 1. Arguments: as for `rank_of_own`.
+    """
+    scores = cosine_similarities(vectors, query)
+    return None if own.all() else float(scores[own].max()) - float(scores[~own].max())
+
+
 # --- Galleries -------------------------------------------------------------------------------------------------------
 
 

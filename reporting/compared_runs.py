@@ -101,6 +101,11 @@ class ComparedRuns:
         runs = [encoder.run for encoder, figures in zip(self.encoders, measured, strict=True) if figures]
         return {name: metric for run in runs for name, metric in read_metrics(run).items()}
 
+    @functools.cached_property
+    def words(self) -> list[set[str]]:
+        """The words of each text, as the first run's tokenizer reads them."""
+        return [set(self.encoders[0].tokenizer.words(text)) for text in self.texts]
+
     def rng(self) -> np.random.Generator:
         """A new generator with the first run's seed."""
         return np.random.default_rng(self.settings.seed)

@@ -1,6 +1,5 @@
 """The report's page: every section through its template."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reporting.compared_runs import ComparedRuns
 from reporting.sections import SECTIONS, Options
-from training.runs import read_run, readable_name
+from training.runs import describe_run, readable_name
 
 
 def render_report(runs: ComparedRuns, options: Options) -> str:
@@ -29,7 +28,7 @@ def render_report(runs: ComparedRuns, options: Options) -> str:
     return environment.get_template("report.html").render(
         sections=sections,
         runs=[
-            {"letter": letter, "name": readable_name(encoder.run), **dataclasses.asdict(read_run(encoder.run)[1])}
+            {"letter": letter, "name": readable_name(encoder.run), **describe_run(encoder.run)}
             for letter, encoder in zip(runs.letters, runs.encoders, strict=True)
         ],
         dataset=dataset.name or dataset.source,

@@ -16,7 +16,7 @@ from pipeline.files import read_array, read_json
 from pipeline.pairs import SPLITS, read_pairs
 from pipeline.schema import Settings
 from pipeline.settings import flatten
-from ranking import nearest, rank_of_own
+from ranking import gap_of_own, nearest, rank_of_own
 from reporting import plots
 from reporting.answers import near_words
 from reporting.compared_runs import ComparedRuns
@@ -28,6 +28,8 @@ NEIGHBOR_PAIRS = 10_000
 """Pairs of neighbors, at most, whose distances are compared: the number of the paper's Fig. 5."""
 EXTREMES = 2
 """Pairs shown with the smallest and with the largest ratio: the number of the paper's Fig. 5."""
+KEPT_BY = ("images", "texts")
+"""Directions of the metrics of neighborhood preservation."""
 MAP_PAIRS = 200
 MAP_CATEGORIES = len(plots.CATEGORIES) - 1
 
@@ -58,7 +60,7 @@ def retrieval(runs: ComparedRuns, options: Options) -> list[dict[str, Any]]:
 
 def retrieval_of_pair(runs: ComparedRuns, position: int, top: int) -> dict[str, Any]:
     """What a pair's image finds among the texts, and its text among the images, in every run."""
-    words = set(runs.encoders[0].tokenizer.words(runs.texts[position]))
+    words = runs.words[position]
     everything = np.arange(len(runs.rows))
     return {
         "query": runs.item(position),
@@ -69,7 +71,12 @@ def retrieval_of_pair(runs: ComparedRuns, position: int, top: int) -> dict[str, 
 
 def single_words(runs: ComparedRuns, options: Options) -> list[dict[str, Any]] | None:
     """What single words find among the images in every run (the paper's Fig. 6), or why they cannot be searched."""
-    return [{"word": word, "runs": _retrieval_by_word(runs, word, options.top)} for word in options.words] or None
+    found = []
+    for word in options.words:
+        parts = set(runs.encoders[0].tokenizer.words(word))
+        texts = sum(parts <= of_text for of_text in runs.words) if parts else None
+        found.append({"word": word, "texts": texts, "runs": _retrieval_by_word(runs, word, options.top)})
+    return found or None
 
 
 def _retrieval_by_word(runs: ComparedRuns, word: str, top: int) -> list[dict[str, Any]]:
@@ -94,7 +101,7 @@ def _ranked(
     words: set[str],
     position: int | None,
 ) -> dict[str, Any]:
-    """The `top` items nearest to a query and the rank of its best own item.
+    """The `top` items nearest to a query, the rank of its best own item, and its gap to the best other.
 
     vectors: (R, D) or (R, K, D). among: positions that are searched. position: the query's; None: it has no own item.
     """
@@ -104,7 +111,10 @@ def _ranked(
         {"rank": rank, "score": score, "own": bool(own[place]), **runs.item(int(among[place]), words)}
         for rank, (place, score) in enumerate(nearest(gallery, query, top, own=own), start=1)
     ]
-    return {"results": results, "rank": rank_of_own(gallery, query, own) if own.any() else None, "of": len(among)}
+    found = {"results": results, "of": len(among), "rank": None, "gap": None}
+    if own.any():
+        found |= {"rank": rank_of_own(gallery, query, own), "gap": gap_of_own(gallery, query, own)}
+    return found
 
 
 # --- Semantic proximity ----------------------------------------------------------------------------------------------
@@ -177,7 +187,10 @@ def _pair_with_value(runs: ComparedRuns, positions: np.ndarray, value: float) ->
 
 
 def figures(runs: ComparedRuns, _: Options) -> dict[str, Any]:
-    """What evaluate.py measured: bars, and a table with paired differences; or why a run has no figures."""
+    """What evaluate.py measured: the figures that decide, bars, all figures; or why a run has no figures.
+
+    Recall@K and neighborhood preservation decide. Of two runs the tables have paired differences.
+    """
     measured, problems = runs.figures
     names = list(dict.fromkeys(name for of_run in measured if of_run for name in of_run))
     differences: dict[str, str] = {}
@@ -188,6 +201,7 @@ def figures(runs: ComparedRuns, _: Options) -> dict[str, Any]:
     table = [
         {
             "name": runs.metrics[name].title if name in runs.metrics else name.replace("_", " "),
+            "decides": name in runs.metrics and _decides(runs.metrics[name]),
             "figures": [of_run and of_run.get(name) for of_run in measured],
             "difference": differences.get(name, ""),
         }
@@ -197,9 +211,13 @@ def figures(runs: ComparedRuns, _: Options) -> dict[str, Any]:
     return {"problems": problems, "recalls": bars, "table": table, "differences": bool(differences)}
 
 
+def _decides(metric: Metric) -> bool:
+    return "Recall@" in metric.label or metric.direction in KEPT_BY
+
+
 def neighborhoods(runs: ComparedRuns, _: Options) -> list[dict[str, Any]]:
     """Bars of neighborhood preservation; empty where it was not measured."""
-    return _bars(runs, ("images", "texts"), "Neighborhoods kept, {}", "share of the Doc2Vec neighbors")
+    return _bars(runs, KEPT_BY, "Neighborhoods kept, {}", "share of the Doc2Vec neighbors")
 
 
 def _bars(runs: ComparedRuns, directions: Sequence[str], title: str, label: str) -> list[dict[str, Any]]:
@@ -357,13 +375,16 @@ def how_made(runs: ComparedRuns, _: Options) -> dict[str, Any]:
 Section = Callable[[ComparedRuns, Options], Any]
 
 SECTIONS: dict[str, tuple[str, Section]] = {
+    "figures": ("Figures", figures),
+    "neighborhoods": ("Neighborhoods", neighborhoods),
     "retrieval": ("Retrieval", retrieval),
     "words": ("Single words", single_words),
     "proximity": ("Semantic proximity", proximity),
-    "figures": ("Figures", figures),
-    "neighborhoods": ("Neighborhoods", neighborhoods),
     "map": ("Map of the joint space", joint_space_map),
     "training": ("Training", training_curves),
     "made": ("How it was made", how_made),
 }
-"""Title and function of every section, by the name of its template. A section that returns None is left out."""
+"""Title and function of every section, by the name of its template, in the page's order: what decides is first.
+
+A section that returns None is left out.
+"""

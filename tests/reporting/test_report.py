@@ -25,6 +25,7 @@ from pipeline.command_line import make_parser, parse_settings
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_json, write_json
 from pipeline.schema import Synthetic
+from ranking import gap_of_own, rank_of_own
 from readers.synthetic import World
 from reporting import page as page_module
 from reporting.compared_runs import ComparedRuns, mark_words
@@ -142,7 +143,7 @@ def test_results_and_ranks_are_those_of_a_loop(runs: tuple[Path, Path], report: 
     assert len(articles) == len(ODD)
     spaces = [embedded(run) for run in runs]
     for pair, article in zip(ODD, articles, strict=True):
-        expected_ranks, expected_pairs = [], []
+        expected_ranks, expected_gaps, expected_pairs = [], [], []
         for way in ("texts", "images"):
             for rows, x, y, _ in spaces:
                 place = list(rows).index(pair)
@@ -150,8 +151,12 @@ def test_results_and_ranks_are_those_of_a_loop(runs: tuple[Path, Path], report: 
                 scores = [float(np.dot(query, target)) for target in targets]
                 order = sorted(range(len(rows)), key=lambda number: -scores[number])
                 expected_ranks.append(1 + order.index(place))
+                expected_gaps.append(scores[place] - max(score for i, score in enumerate(scores) if i != place))
                 expected_pairs.append([int(rows[number]) for number in order[:4]])
         assert [int(rank) for rank in re.findall(r'class="rank">(\d+)<', article)] == expected_ranks
+        gaps = [float(gap.replace("−", "-")) for gap in re.findall(r'class="gap">([+−][\d.]+)<', article)]
+        np.testing.assert_allclose(gaps, expected_gaps, atol=6e-4)
+        assert [gap > 0 for gap in expected_gaps] == [rank == 1 for rank in expected_ranks]
         texts, images = article.split("Images that the text finds")
         found_texts = [int(number) for number in re.findall(r" · pair (\d+)", texts)]
         assert found_texts == expected_pairs[0] + expected_pairs[1]
@@ -182,10 +187,15 @@ def test_ratios_of_distances_are_those_of_a_loop(runs: tuple[Path, Path], report
 @pytest.mark.slow
 def test_figures_are_those_of_metrics_json(runs: tuple[Path, Path], report: Path) -> None:
     page = report.read_text(encoding="utf-8")
-    table = sections(page)["figures"].split("<table", 1)[1]
-    shown = {
-        cells[0]: cells[1:] for cells in (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:])
-    }
+    deciding, table = sections(page)["figures"].split("<table")[1:]
+    decides, shown = (
+        {cells[0]: cells[1:] for cells in (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in of.split("<tr>")[2:])}
+        for of in (deciding, table)
+    )
+    assert page.index("<table") < page.index("<svg") < page.index("<img")  # the figures that decide are first
+    assert decides == {name: shown[name] for name in shown if "Recall@" in name or "neighbors kept" in name}
+    assert {"Recall@10, text to image", "neighbors kept of nearest 3, images"} <= set(decides) < set(shown)
+    assert all(re.fullmatch(r"[+-][\d.]+ \[[+-][\d.]+ [+-][\d.]+\]", cells[4]) for cells in decides.values())
     figures = [json.loads((run / "metrics.json").read_text())["figures"] for run in runs]
     titles = {name: metric.title for name, metric in read_metrics(runs[0]).items()}
     assert {titles[name] for name in figures[0]} == set(shown)
@@ -220,6 +230,21 @@ def test_words_are_searched_and_an_unknown_one_is_said_to_be(runs: tuple[Path, P
     best = [int(rows[number]) for number in np.argsort(-(x @ query))[:4]]
     assert [int(pair) for pair in re.findall(r'alt="Image of pair (\d+)', words[0])][:4] == best
     assert words[1].count("no word of it is in the vocabulary") == 2
+    holding = sum(word in RunEncoder(runs[0]).words(row["text"])[0] for row in embedded(runs[0])[3])
+    assert holding and f"In {holding} texts of the test split" in words[0]
+    assert "No text of the test split holds <bdi>zzqxq</bdi>" in words[1] and "No text" not in words[0]
+
+
+def test_a_gap_is_that_to_the_best_other_item() -> None:
+    vectors, query = np.eye(3, dtype=np.float32), np.array([0.6, 0.8, 0.0], np.float32)
+    assert gap_of_own(vectors, query, np.array([True, False, True])) == pytest.approx(-0.2)
+    assert gap_of_own(vectors, query, np.array([True, True, False])) == pytest.approx(0.8)
+    assert gap_of_own(vectors, query, np.ones(3, dtype=bool)) is None
+    twice = vectors[[0, 0]]  # a tie is a miss
+    assert (
+        gap_of_own(twice, query, np.array([True, False])) == 0
+        and rank_of_own(twice, query, np.array([True, False])) == 2
+    )
 
 
 def test_matching_words_are_marked_in_any_script() -> None:
@@ -270,6 +295,28 @@ def test_the_page_in_a_browser(report: Path, browser: "Chrome", width: int, sche
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.slow
+def test_on_a_phone_the_page_is_not_much_longer_than_on_a_desk(report: Path, browser: "Chrome") -> None:
+    heights, wide = [], []
+    try:
+        for width in (1280, 390):
+            metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 400}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            browser.get(report.as_uri())
+            heights.append(browser.execute_script("return document.documentElement.scrollHeight"))
+            wide.append(browser.execute_script("return document.documentElement.scrollWidth > innerWidth"))
+        scrolls = (
+            "const box = document.querySelector('.deciding').parentElement; return box.scrollWidth > box.clientWidth"
+        )
+        assert browser.execute_script(scrolls)
+        one_row = "return new Set([...document.querySelector('.found').children].map(item => item.offsetTop)).size"
+        assert browser.execute_script(one_row) == 1
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert not any(wide)
+    assert heights[1] < 2.5 * heights[0]  # the limit is 5
 
 
 @pytest.mark.slow
