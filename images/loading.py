@@ -24,7 +24,7 @@ from images.pixel_cache import PixelCache, no_longer_readable
 from pipeline.devices import to_device
 from pipeline.errors import UserError
 from pipeline.pairs import Images
-from pipeline.processes import no_processes
+from pipeline.processes import end_with_parent, no_processes
 
 T = TypeVar("T")
 
@@ -125,10 +125,15 @@ class _Sent:
         return torch.as_tensor(self.pixels).permute(0, 3, 1, 2)
 
 
-def _ignore_signals(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal. A worker that ended would keep the trainer from its checkpoint."""
+def _begin_worker(_: int) -> None:
+    """Make this process a worker: it ignores signals, and exits when its parent dies.
+
+    Ctrl-C reaches every process of the terminal, and a worker that ended would keep the trainer from its checkpoint.
+    Torch's worker would wait for ever for a dead parent to take a batch.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _kill(workers: list[BaseProcess]) -> None:
@@ -172,7 +177,7 @@ class PixelSource:
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             timeout=WAIT if self.workers else 0,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # the default one serves dropout, which must not depend on the loader
         )
         in_thread = self.workers == 0 and self.device.type == "cuda"  # else the GPU waits for this process to read

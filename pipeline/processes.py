@@ -102,6 +102,11 @@ def serve() -> None:
     A worker whose parent was killed would otherwise wait for work for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let this process exit when its parent dies, whatever it is doing."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,7 +1,9 @@
 """Batches from worker processes: they take no shared memory, and waiting for them ends."""
 
+import multiprocessing
 import multiprocessing.queues
 import os
+import select
 import signal
 from multiprocessing import active_children
 from pathlib import Path
@@ -70,6 +72,27 @@ def test_waiting_for_a_disk_that_does_not_answer_ends(monkeypatch: pytest.Monkey
         list(waiting.batches([REQUEST, (np.array([9]), np.zeros(1, dtype=bool))]))
     assert waited == [1, 2] and set(active_children()) <= before
     assert handler in (signal.SIG_DFL, signal.getsignal(signal.SIGCHLD))
+
+
+def load_and_be_killed(pipe: int) -> None:
+    """Receive one batch of many, too large for a pipe, and say so."""
+    batches = source(2).batches([(np.arange(60) % 9, np.zeros(60, dtype=bool))] * 20)
+    next(batches)
+    os.write(pipe, b"received")
+    signal.pause()
+
+
+def test_no_worker_outlives_a_trainer_that_is_killed() -> None:
+    read, write = os.pipe()  # which the trainer and its workers hold open
+    trainer = multiprocessing.get_context("fork").Process(target=load_and_be_killed, args=(write,))
+    trainer.start()
+    os.close(write)
+    assert os.read(read, 8) == b"received"
+    trainer.kill()
+    trainer.join()
+    assert select.select([read], [], [], 60)[0], "a worker still runs"
+    assert os.read(read, 1) == b""
+    os.close(read)
 
 
 def test_images_that_do_not_come_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
