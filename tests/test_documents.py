@@ -298,3 +298,17 @@ def test_every_row_of_the_tables_is_explained(method: Method) -> None:
 def test_every_loss_is_explained() -> None:
     explained = " ".join(row[0] for row in table_rows("docs/methods.md"))
     assert [name for name in LOSSES if f"`{name}`" not in explained] == []
+
+
+# The front page
+
+
+def test_the_front_page_is_short() -> None:
+    text = (ROOT / "README.md").read_bytes()
+    assert len(text.splitlines()) <= 200
+    assert len(text) <= 10_000
+
+
+def test_the_front_page_lists_every_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in text] == []

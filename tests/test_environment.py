@@ -1,13 +1,18 @@
-"""setup_environment.sh: which Pythons it takes, and that it trusts no environment of another place."""
+"""Environments: which Pythons are taken, that no other place is trusted, exact versions, and checks of a commit."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 # A Python of a given version, whose environments are made in no time.
 PYTHON = f"""#!/usr/bin/env bash
@@ -70,3 +75,44 @@ def test_other_pythons_are_refused_in_one_line(tmp_path: Path, minor: int) -> No
 def test_documents_and_checks_name_the_same_pythons() -> None:
     assert f"Both need Python 3.{OLDEST}, 3.12 or 3.{NEWEST}" in (ROOT / "README.md").read_text()
     assert f"for version in 3.{OLDEST} 3.{NEWEST}; do" in (ROOT / ".ci" / "run").read_text()
+    assert project()["requires-python"] == f">=3.{OLDEST},<3.{NEWEST + 1}"
+
+
+def project() -> dict[str, str]:
+    found: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
+
+
+def requirements(name: str) -> list[Requirement]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt", "requirements-encoders.txt"])
+def test_the_lock_has_a_version_of_every_package_that_is_asked_for(name: str) -> None:
+    locked = {canonicalize_name(line.name): str(line.specifier) for line in requirements("requirements-lock.txt")}
+    assert all(version.startswith("==") for version in locked.values())
+    for line in requirements(name):
+        version = locked[canonicalize_name(line.name)].removeprefix("==")
+        assert line.specifier.contains(version), f"{line} is locked to {version}: make requirements-lock.txt anew"
+
+
+def test_the_lock_names_no_server() -> None:
+    lines = (ROOT / "requirements-lock.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if "://" in line or line.startswith("-")] == []
+
+
+def test_every_file_names_the_same_version() -> None:
+    version = project()["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
+    assert re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1] == version
+
+
+def test_hooks_are_the_checks_of_run_tests() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    hooks = " ".join(hook["entry"] for hook in local["hooks"])
+    checks = re.findall(
+        r"^(?:PYTHONPATH=\. )?((?:ruff|mypy|lint).*?)(?: \.)?$", (ROOT / "run_tests.sh").read_text(), re.M
+    )
+    assert len(checks) == 4
+    assert [check for check in checks if f".venv/bin/{check}" not in hooks] == []
