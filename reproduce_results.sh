@@ -24,6 +24,7 @@ for word in "$@"; do
 done
 folder=work/reproduced
 export WEB_NEWS=${WEB_NEWS:-data/web_news} POSTERS=${POSTERS:-data/posters} ASP=${ASP:-data/asp}
+export SENTENCES=${SENTENCES:-data/all-MiniLM-L6-v2}
 export JOBS=${JOBS:-$(nproc)} OMP_NUM_THREADS=1
 
 lines=()
@@ -86,7 +87,7 @@ if [ $list = yes ]; then
     exit
 fi
 
-. ./setup_environment.sh requirements.txt || exit
+. ./setup_environment.sh requirements.txt requirements-encoders.txt || exit
 mkdir -p $folder
 # Files of the product and their settings; documents and tests shape no figure.
 code=$(find . -mindepth 1 \( -path './.*' -o -path ./work -o -path ./tests -o -path ./data \) -prune \
