@@ -47,8 +47,8 @@ def names_of_functions(path: Path) -> frozenset[str]:
 
 def code_of(text: str) -> Iterator[str]:
     """What stands in backticks, and in blocks of code."""
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    yield from re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    blocks = re.findall(r"^ *```[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    yield from re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL))
     yield from blocks
 
 
@@ -266,7 +266,7 @@ def test_a_wrong_figure_is_found() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_differences_that_prose_quotes_are_of_a_table(document: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^ *```.*?^ *```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     quoted = [tuple(float(number.replace("−", "-")) for number in found) for found in DIFFERENCE.findall(text)]
     unknown = [numbers for numbers in quoted if in_four_digits(*numbers) not in all_differences()]
     assert [numbers for numbers in unknown if in_four_digits(*turned(numbers)) not in all_differences()] == []
