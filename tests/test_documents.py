@@ -172,7 +172,7 @@ def test_the_page_and_the_readme_say_what_was_not_run() -> None:
 # Figures
 
 RESULTS = sorted((ROOT / "results").glob("*/table*.json"))
-DIFFERENCE = re.compile(r"([+−-]?\d\.\d{4}) \[([+−-]?\d\.\d{4}),? ([+−-]?\d\.\d{4})\]")
+DIFFERENCE = re.compile(r"([+−-]?\d\.\d{4})\s\[([+−-]?\d\.\d{4}),?\s([+−-]?\d\.\d{4})\]")
 """A difference with its interval, as tables and prose quote it."""
 
 
