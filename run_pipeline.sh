@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Set up .venv and run every step: prepare, Doc2Vec, vectors, neighbors, train baseline and method, evaluate, compare.
+# Set up .venv and run every step: prepare, Doc2Vec, vectors, neighbors, train, evaluate, compare.
 #
 #   bash run_pipeline.sh [CONFIG] [SYM IMG TEXT]
 #
-# CONFIG defaults to configs/openclipart.yaml (configs/synthetic.yaml where there is no apt-get to fetch it with), the
-# weights to the paper's 1 0.3 0.2. What is done already and still valid is not done again.
+# CONFIG defaults to configs/openclipart.yaml (configs/synthetic.yaml where there is no apt-get to fetch it with). It
+# trains the baseline SYM 0 0 and the method SYM IMG TEXT, by default the paper's 1 0.3 0.2. Without weights it trains
+# soft targets too (docs/methods.md), where the config has a frozen backbone. What is done and still valid is not done
+# again.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -40,8 +42,15 @@ train_and_evaluate "$sym" 0 0
 baseline=$run
 train_and_evaluate "$sym" "$img" "$text"
 method=$run
+runs=("$baseline" "$method")
+if [ $# -le 1 ] && grep -qE '^ +trainable: *false' "$config" && ! grep -qE '^ +(base|form): ' "$config"; then
+    python extract_image_features.py --config "$config" --neighbors.space both
+    python knn_document_features.py --config "$config" --neighbors.space both
+    train_and_evaluate 1 0 0 --neighbors.space both --loss.soft_targets 0.5
+    runs+=("$run")
+fi
 
 echo
-python compare_runs.py "$baseline" "$method"
+python compare_runs.py "${runs[@]}"
 echo
 echo "curves: .venv/bin/tensorboard --logdir $(dirname "$method")"

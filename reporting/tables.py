@@ -77,7 +77,10 @@ FINE_GRAINED_OURS = Method(
 # Beyond the paper. Rows of one kind and one rule of stopping share their optimisation, which has four trials each.
 EPOCHS = {"training.max_epochs": "60"}
 BY_LOSS, BY_RECALL = EPOCHS | {"training.select": "val_loss"}, EPOCHS | {"training.select": "val_recall"}
-NOT_REGULARISED = tuple({"training.learning_rate": rate} for rate in ("0.0001", "0.0003", "0.001", "0.003"))
+NOT_REGULARISED = tuple(
+    {"model.image.dropout": "0.0", "model.text.dropout": "0.2", "training.learning_rate": rate}
+    for rate in ("0.0001", "0.0003", "0.001", "0.003")
+)
 REGULARISED = tuple(
     {"model.image.dropout": dropout, "model.text.dropout": "0.5", "training.learning_rate": rate}
     for dropout in ("0.5", "0.7")
