@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 import zlib
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,6 +126,10 @@ def cache_folder(parent: Path, kind: str, size: int, made_from: dict[str, Any]) 
     return parent / f"pixels-{size}-{kind}-{digest}"
 
 
+NOTES = ("begun.json", "done.jsonl")
+"""What a partial cache is made from, and a line for each part that is done."""
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a cache's folder holds all of it."""
     return (folder / "pixels.json").is_file()
@@ -159,6 +163,9 @@ def open_pixel_cache(
                     _make(folder, kind, gigabytes, images, target, max_pixels, made_from)
                 except OSError as error:
                     raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    for name in NOTES:  # also those of a process that was killed right after the last write
+        with suppress(PermissionError):
+            (folder / name).unlink(missing_ok=True)
     try:
         return _read_cache(folder, kind, len(images.paths), target.size)
     except (UserError, OSError, ValueError, KeyError) as error:
@@ -197,7 +204,7 @@ def _make(
     made_from: dict[str, Any],
 ) -> None:
     """Make the cache, or what is missing of it. Raises UserError and OSError."""
-    begun, done = folder / "begun.json", folder / "done.jsonl"
+    begun, done = (folder / name for name in NOTES)
     _begin(folder, begun, gigabytes, made_from)
     print(f"writing {'about ' * (kind == 'jpeg')}{gigabytes:.2f} GB of pixels to {folder}")
     if others := sorted(path.name for path in folder.parent.glob("pixels-*-*-*") if path != folder):
@@ -232,8 +239,6 @@ def _make(
         for place, reason in unreadable
     }
     write_json(folder / "pixels.json", {"made_from": made_from, "unreadable": reasons})
-    begun.unlink()
-    done.unlink()
     print(f"wrote {folder}")
 
 
