@@ -282,7 +282,7 @@ def table_rows(document: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     "method",
-    {method for table in TABLES.values() for group in table.groups for method in group},
+    dict.fromkeys(method for table in TABLES.values() for group in table.groups for method in group),
     ids=lambda method: method.name,
 )
 def test_every_row_of_the_tables_is_explained(method: Method) -> None:
