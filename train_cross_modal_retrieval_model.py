@@ -127,7 +127,7 @@ def train(settings: Settings, config_file: Settings, weights: "Weights", argumen
             max_pixels=settings.dataset.max_pixels,
         )
         trainer = distributed.all_or_none(lambda: build_trainer(settings, weights, data, model, images, device, show))
-        say_what_is_trained(trainer, run, settings.training.batches)
+        say_what_is_trained(trainer, run)
         train_until_finished(trainer, run, settings.training.checkpoint_minutes)
         progress = trainer.progress
         best = {"val_loss": progress.best_loss, "val_recall_at_1": progress.best_recall}
@@ -196,18 +196,20 @@ def demand_enough_pairs(batch_size: int, batches: str, train_pairs: int) -> None
         )
 
 
-def say_what_is_trained(trainer: "Trainer", run: Path, batches: str) -> None:
+def say_what_is_trained(trainer: "Trainer", run: Path) -> None:
     """Print the run, its pairs, its parameters and where it trains."""
     from training import distributed
 
-    if batches == "neighborhoods" and not trainer.objective.within_batch:
+    training = trainer.training
+    if training.batches == "neighborhoods" and not trainer.objective.within_batch:
         print("IMG and TEXT are 0, so that no neighbor is needed: batches are random, not neighborhoods")
     learned = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     train, val = len(trainer.data.rows["train"]), len(trainer.data.rows["val"])
     count = distributed.processes()
     where = f"{trainer.device}, in {count} processes" if count > 1 else str(trainer.device)
     print(f"training {run.name}: {train:,} train and {val:,} val pairs, {learned:,} parameters, on {where}")
-    print("of the val split, i2t is image to text and t2i text to image; * marks the lowest val loss so far (best.pt)")
+    best = "the lowest val loss" if training.select == "val_loss" else f"the highest {training.select_k}-way Recall@1"
+    print(f"of the val split, i2t is image to text and t2i text to image; * marks {best} so far (best.pt)")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ of trials, so that a gain of the method does not come from its tuning:
 
 A search tries the paper's weights first, then those that Optuna's TPE sampler proposes. A trial is a training as in
 step 4. It also stops where it lies below the median of earlier trials after as many epochs. Its figure is k-way
-Recall@1 of the validation split, at the epoch of the lowest validation loss: k is the first of evaluation.kway, and
-both directions are averaged. The test split is not read. Evaluate a run with the weights found on it once.
+Recall@1 of the validation split, at the epoch that training.select chooses: k is training.select_k, and both directions
+are averaged. The test split is not read. Evaluate a run with the weights found on it once.
 
 Reads what step 4 reads. Writes WORK/tuning/<settings>/<search>/: trials.db (Optuna's), best.json, and for each trial
 TensorBoard curves and HParams. A stopped search is resumed. A search for more trials reuses those that exist.

@@ -90,7 +90,7 @@ def demand_train_pairs(run: Path, settings: Settings) -> None:
 
 
 class RunEncoder:
-    """The best model of a finished run, by validation loss, and its tokenizer.
+    """The model of a finished run's best epoch, and its tokenizer.
 
     Args:
         run: the run's folder, WORK/runs/NAME or a copy of it anywhere, or a file of export_run.py.

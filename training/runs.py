@@ -283,7 +283,7 @@ def finished_run(run: Path, *, force: bool = False) -> tuple[Settings, Weights]:
 def load_model(
     run: Path, settings: Model, seed: int, device: torch.device, word_vectors: np.ndarray | None = None
 ) -> TwoStream:
-    """The model with the lowest validation loss of a run, in eval mode. word_vectors: (V, E); None: those of WORK."""
+    """The model of a run's best epoch, in eval mode. word_vectors: (V, E); None: those of WORK."""
     if word_vectors is None:
         word_vectors = read_array(Work(work_of(run)).word_vectors)
     model = build_model(settings, word_vectors, seed)

@@ -1,6 +1,7 @@
 """What goes beyond the paper in step 4: dropout on image features, soft targets, InfoNCE, the epoch by Recall@1."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from test_training import SCRIPT, scalars, settings_of, train, weights_of
 from torch import nn
 
 import losses
+import train_cross_modal_retrieval_model as script
 from datasets import NeighborTable, other_pairs
 from models import ImageEncoder
 from pipeline.files import read_json
-from pipeline.schema import Settings
+from pipeline.schema import Settings, Training
 from training.objective import Objective, ObjectiveBatch
 
 ROWS = np.array([0, 1, 2, 3, 5])
@@ -81,6 +83,22 @@ def test_dropout_is_on_the_features_in_training_alone() -> None:
         encoder(features)
     assert set(seen[0].unique().tolist()) == {0.0, 2.0} and abs((seen[0] == 0).float().mean() - 0.5) < 0.01
     assert torch.equal(seen[1], features)
+
+
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [("val_loss", "* marks the lowest val loss"), ("val_recall", "* marks the highest 7-way Recall@1")],
+)
+def test_what_the_star_marks_is_said(select: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = SimpleNamespace(
+        training=Training(select=select, select_k=7),
+        objective=SimpleNamespace(within_batch=False),
+        model=nn.Linear(2, 2),
+        data=SimpleNamespace(rows={"train": ROWS, "val": ROWS}),
+        device="cpu",
+    )
+    script.say_what_is_trained(trainer, Path("run"))
+    assert words in capsys.readouterr().out
 
 
 @pytest.mark.slow
