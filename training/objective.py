@@ -22,7 +22,7 @@ from pipeline.schema import Loss, Settings
 from pipeline.work import Work
 from training.fine_grained import PairwiseLoss, train_relevance
 from training.pvse import pvse_terms
-from training.runs import Weights, reads_neighbors
+from training.runs import Weights, reads_neighbors, soft_share
 
 HINGE_TAN_SQUARED_ALPHA = 0.2
 """From 1/3 on the hinge has no gradient for unrelated unit vectors."""
@@ -199,7 +199,7 @@ def build_objective(settings: Settings, weights: Weights, data: Prepared, device
         relevance = train_relevance(work, settings.siamese.relevance, settings.neighbors.space, data)
         pairwise = LOSSES.load(base)(settings.loss, relevance, Work(work), device)
     neighbors: NeighborTable | OtherTexts | None = None
-    if weights.img or weights.text or settings.loss.soft_targets or (pairwise and pairwise.with_neighbors):
+    if weights.img or weights.text or soft_share(settings) or (pairwise and pairwise.with_neighbors):
         if reads_neighbors(settings, weights):
             neighbors = load_neighbors(work, settings.neighbors, data)
         else:
@@ -212,7 +212,7 @@ def build_objective(settings: Settings, weights: Weights, data: Prepared, device
         weights=of_terms,
         neighbors=neighbors,
         within_batch=neighbors is not None and settings.training.batches == "neighborhoods",
-        soft_share=settings.loss.soft_targets,
+        soft_share=soft_share(settings),
         pairwise=pairwise,
         lists_neighbors=base == "struc" and settings.neighbors.draw == "neighbors",
         val_terms=("l_i2t",) if settings.training.val_loss == "i2t" else ("l_i2t", "l_sym"),

@@ -27,7 +27,7 @@ from pipeline.files import (
 from pipeline.pairs import load_images
 from pipeline.registry import TEXT_ENCODERS
 from pipeline.schema import RUN, Model, Settings
-from pipeline.settings import RETIRED, checked_tree, flatten, load_settings, mistakes, names_shaping
+from pipeline.settings import RETIRED, checked_tree, flatten, load_settings, mistakes, names_shaping, not_read
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, Step, output_paths
 from pipeline.work import Work
 from training.checkpoints import load_model_state
@@ -114,9 +114,14 @@ def describe_run(run: Path) -> dict[str, Any]:
     }
 
 
+def soft_share(settings: Settings) -> float:
+    """`loss.soft_targets`; 0 where the loss does not read it, as a config file may have it all the same."""
+    return 0.0 if not_read(settings, ["loss.soft_targets"]) else settings.loss.soft_targets
+
+
 def reads_neighbors(settings: Settings, weights: Weights) -> bool:
     """Whether a run reads the neighbor table. A baseline and ground-truth structure do not."""
-    if settings.loss.soft_targets:
+    if soft_share(settings):
         return True
     relevance, space = settings.siamese.relevance, settings.neighbors.space
     if settings.loss.base == "fine_grained" and by_neighbors(settings.work_folder, relevance, space):

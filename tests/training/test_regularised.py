@@ -16,8 +16,9 @@ import train_cross_modal_retrieval_model as script
 from datasets import NeighborTable, other_pairs
 from models import ImageEncoder
 from pipeline.files import read_json
-from pipeline.schema import Settings, Training
+from pipeline.schema import Loss, Settings, Training
 from training.objective import Objective, ObjectiveBatch
+from training.runs import Weights, reads_neighbors, soft_share
 
 ROWS = np.array([0, 1, 2, 3, 5])
 IDS = np.array([0, 1, 2, 3, 9, 0])
@@ -83,6 +84,25 @@ def test_dropout_is_on_the_features_in_training_alone() -> None:
         encoder(features)
     assert set(seen[0].unique().tolist()) == {0.0, 2.0} and abs((seen[0] == 0).float().mean() - 0.5) < 0.01
     assert torch.equal(seen[1], features)
+
+
+@pytest.mark.parametrize(
+    ("base", "share"), [("angular", 0.5), ("infonce", 0.5), ("triplet", 0.0), ("struc", 0.0), ("fine_grained", 0.0)]
+)
+def test_losses_without_several_positives_ignore_soft_targets(base: str, share: float) -> None:
+    """A config file may hold settings that nothing reads."""
+    settings = Settings(loss=Loss(base=base, soft_targets=0.5))
+    assert soft_share(settings) == share
+    if base in ("triplet", "struc"):
+        assert not reads_neighbors(settings, Weights(1, 0, 0))
+
+
+@pytest.mark.slow
+def test_a_config_with_soft_targets_trains_with_the_triplet_loss(prepared: Path, tmp_path: Path) -> None:
+    config = tmp_path / "soft.yaml"
+    config.write_text((ROOT / "tests" / "tiny.yaml").read_text() + "\nloss:\n  soft_targets: 0.5\n")
+    words = ["--config", config, "--work", prepared, "--loss.base", "triplet", "--training.max_epochs", "1"]
+    run_script(SCRIPT, *"1 0.1 0.3".split(), *words)
 
 
 @pytest.mark.parametrize(
