@@ -158,8 +158,8 @@ def with_best_trials(request: Request, methods: Sequence[Method]) -> list[Method
     runs = iter(at_once(request, trained, [command for of_kind in commands.values() for command in of_kind], "run"))
     best = {}
     for kind in kinds:
-        recalls = [read_json(next(runs) / "run.json")["val_recall_at_1"] for _ in kind.choices]
-        best[kind.name] = kind.choices[int(np.argmax(recalls))]
+        of_kind = [next(runs) for _ in kind.choices]
+        best[kind.name] = kind.choices[of_kind.index(best_on_validation(of_kind))]
     return [
         dataclasses.replace(method, settings={**best[method.trials.name], **method.settings})
         if method.trials
@@ -228,8 +228,7 @@ def evaluation_of(request: Request, run: Path, changes: Mapping[str, str]) -> tu
     if not changes:
         return run, command
     name = "-".join(f"{setting.removeprefix('evaluation.')}={value}" for setting, value in changes.items())
-    changed = [word for setting, value in changes.items() for word in (f"--{setting}", value)]
-    return run / EVALUATIONS / name, [*command, *changed, "--name", name]
+    return run / EVALUATIONS / name, [*command, *as_flags(changes), "--name", name]
 
 
 def kway_recall(folder: Path) -> float:
@@ -346,10 +345,10 @@ def heading(request: Request) -> str:
 
 def evaluation_flags(evaluation: Evaluation) -> list[str]:
     """The settings as flags of evaluate.py, so that all runs are measured alike."""
-    flags = []
-    for name, value in evaluation.model_dump().items():
-        flags += [f"--evaluation.{name}", value if isinstance(value, str) else json.dumps(value)]
-    return flags
+    values = evaluation.model_dump().items()
+    return as_flags(
+        {f"evaluation.{name}": value if isinstance(value, str) else json.dumps(value) for name, value in values}
+    )
 
 
 def prepared(request: Request, seed_and_methods: tuple[int, Sequence[Method]]) -> list[tuple[float, ...] | None]:
@@ -392,20 +391,21 @@ def flags_of(request: Request, method: Method, seed: int) -> list[str]:
     features = request.settings.features_folder
     if (work / "pairs.parquet").is_file() and image_root(work).is_relative_to(work.absolute()):
         features = work / "features"  # images that are drawn by seed
-    flags = [*request.shared, "--seed", str(seed), "--work", str(work), "--features", str(features)]
-    for name, value in method.settings.items():
-        flags += [f"--{name}", value.format(sentences=request.sentences)]
-    return flags
+    own = {name: value.format(sentences=request.sentences) for name, value in method.settings.items()}
+    places = ["--work", str(work), "--features", str(features)]
+    return [*request.shared, "--seed", str(seed), *places, *as_flags(own)]
+
+
+def as_flags(settings: Mapping[str, str]) -> list[str]:
+    """Settings by dotted name as flags."""
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
 
 def commands_of(request: Request, method: Method, seed: int, weights: Sequence[float]) -> list[list[str]]:
     """The arguments of step 4 for each alternative of a method."""
     given = [f"{weight:g}" for weight in weights]
     flags = flags_of(request, method, seed)
-    alternatives = [
-        [word for name, value in choice.items() for word in (f"--{name}", value)] for choice in method.choices
-    ]
-    return [[*given, *flags, *words, "--resume", "--refresh"] for words in alternatives]
+    return [[*given, *flags, *as_flags(choice), "--resume", "--refresh"] for choice in method.choices]
 
 
 def run_of(command: list[str]) -> Path:
