@@ -4,6 +4,7 @@ import functools
 import multiprocessing.forkserver
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 ROOT = Path(__file__).parents[1]
+
+# What a shell runs in the background ignores Ctrl-C, and so do the processes it starts. Some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # the tests are small: threads would only wait for each other
 

@@ -705,9 +705,7 @@ def test_the_page_is_served_until_ctrl_c_and_a_port_in_use_is_told(
     run: Path, index: Index, client: FlaskClient
 ) -> None:
     command = [sys.executable, str(ROOT / "search.py"), "--run", str(run), "--serve", "--port", "0"]
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    signal.signal(signal.SIGINT, heard)
     with server:
         try:
             (address,) = re.findall(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())
