@@ -39,6 +39,13 @@ def xavier_(module: nn.Module) -> None:
                     nn.init.zeros_(parameter)
 
 
+IMAGES_AT_ONCE_ON_CPU = 4
+"""Images that a backbone gets at once on a CPU where it is not trained: the CPU's caches hold no more.
+
+EfficientNet-Lite0 on one thread, images of 224 pixels: 47 a second in batches of 4, 18 in batches of 32.
+"""
+
+
 class Backbone(nn.Module):
     """A classification network without its classifier: normalised pixels to pooled features.
 
@@ -76,6 +83,11 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 pixels to (B, F) features."""
+        if images.device.type != "cpu" or self.training or torch.is_grad_enabled():
+            return self._features(images)
+        return torch.cat([self._features(some) for some in images.split(IMAGES_AT_ONCE_ON_CPU)])
+
+    def _features(self, images: Tensor) -> Tensor:
         pixels = (images.to(self.mean.dtype) - self.mean) / self.std
         features = self.network(pixels.contiguous(memory_format=torch.channels_last))
         # Inception and GoogLeNet return their auxiliary outputs too while training.
@@ -114,7 +126,7 @@ class Backbone(nn.Module):
             self(images)
         finally:
             hook.remove()
-        return maps[0]
+        return torch.cat(maps)
 
     def local_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 pixels to the features of every place of the feature map, (B, h·w, C)."""

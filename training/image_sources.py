@@ -31,12 +31,6 @@ from pipeline.steps import versions
 SECONDS_BETWEEN_NOTES = 30
 """How much work on image features a kill may cost."""
 
-IMAGES_AT_ONCE_ON_CPU = 4
-"""Images that a frozen backbone gets at once on a CPU, whose caches hold no more.
-
-EfficientNet-Lite0 on one thread, images of 224 pixels: 47 a second in batches of 4, 18 in batches of 32.
-"""
-
 
 def worker_count(workers: int | None) -> int:
     """Processes that read images: `training.workers`, or one a core."""
@@ -176,7 +170,6 @@ def _compute_features(
     files = ImageFiles(images, side, settings.dataset.max_pixels, interpolation=interpolation)
     source = PixelSource(files, worker_count(settings.training.workers), device)
     compute = backbone.local_features if local else backbone
-    at_once = IMAGES_AT_ONCE_ON_CPU if device.type == "cpu" else 2 * size
     with autocast(settings.training.precision, device):
         shape = compute(torch.zeros(1, 3, side, side).byte().to(device)).shape
     if local:
@@ -188,10 +181,11 @@ def _compute_features(
     title = f"features of {settings.model.image.backbone}"
     with ProgressBar(total=count, desc=title, unit="image", initial=partial.done) as progress:
         for part, pixels in zip(parts, source.batches(requests), strict=True):
-            both = torch.cat([pixels, pixels.flip(3)])
             with autocast(settings.training.precision, device):
-                found = torch.cat([compute(some).float() for some in both.split(at_once)])
-            partial.add(part, found.unflatten(0, (2, len(part))).transpose(0, 1).cpu().numpy(), source.unreadable)
+                both = compute(torch.cat([pixels, pixels.flip(3)]))
+            partial.add(
+                part, both.float().unflatten(0, (2, len(part))).transpose(0, 1).cpu().numpy(), source.unreadable
+            )
             demand_readable(source.unreadable, count, settings.training.max_unreadable_share)
             progress.update(len(part))
     partial.finish(source.unreadable)
