@@ -25,7 +25,7 @@ done
 folder=work/reproduced
 export WEB_NEWS=${WEB_NEWS:-data/web_news} POSTERS=${POSTERS:-data/posters} ASP=${ASP:-data/asp}
 export SENTENCES=${SENTENCES:-data/all-MiniLM-L6-v2}
-export JOBS=${JOBS:-$(nproc)} OMP_NUM_THREADS=1
+export JOBS=${JOBS:-$(nproc)} OMP_NUM_THREADS=1 FEATURES=$folder/features
 
 lines=()
 while IFS= read -r line; do

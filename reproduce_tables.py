@@ -38,6 +38,7 @@ from pipeline.processes import in_order, one_thread_each
 from pipeline.progress import ProgressBar
 from pipeline.provenance import made_with
 from pipeline.schema import Evaluation, Settings
+from pipeline.settings import get, shown
 from pipeline.steps import IMAGE_SPACES, STEPS
 from pipeline.work import EVALUATIONS, Work
 from readers.openclipart import openclipart
@@ -319,10 +320,15 @@ def is_measured(name: str, methods: list[str], figures: FiguresOfRuns) -> bool:
 
 
 def what_was_chosen(methods: list[Method], runs: Mapping[str, list[Path]]) -> str:
-    """A paragraph for each method with weights or an evaluation chosen on validation: those of its seeds."""
+    """Paragraphs: the best trial of each kind of rows, and the weights and evaluations that each seed takes."""
     from training.runs import read_run
 
     paragraphs = ""
+    kinds = {method.trials: method for method in methods if method.trials}
+    for kind, method in kinds.items():
+        settings, _ = read_run(runs[method.name][0])
+        found = ", ".join(f"`{name} {shown(get(settings, name))}`" for name in kind.choices[0])
+        paragraphs += f"\n{kind.name}, best of {len(kind.choices)} trials on seed {TRIAL_SEED}: {found}\n"
     for method in methods:
         if method.tuned:
             weights = [read_run(run)[1] for run in runs[method.name]]

@@ -18,6 +18,7 @@ from reporting import filled_tables, tables
 from reporting.significance import holm
 from reporting.tables import ANG, CONTROL, OURS, TABLES, TRIP, Method, Table
 from reproduce_tables import Request, alike, evaluation_flags, is_measured, measured_runs, read_request
+from training.runs import read_run
 
 SMALL = Table(1, "Small", ((ANG, OURS), (TRIP,)), "toys", underlined=(ANG.name, TRIP.name))
 COLUMNS = [Metric("a", "A", "texts", lambda pairs: 0.0, lambda pairs: 0.2)]
@@ -288,3 +289,26 @@ def test_a_call_that_was_stopped_goes_on_in_two_processes_and_ends_with_the_same
     assert made["versions"]["torch"] and made["processor"] and made["threads"] == 1 and made["date"]
     assert made["rows"][1]["figures"]["2way_recall_at_1_image_to_text"]["difference"]["seeds_and_images"]
     assert (ROOT / "reproduce_tables.py").exists()
+
+
+def test_a_row_takes_the_settings_of_the_best_trial_on_validation_and_the_table_states_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_all = {"training.max_epochs": "1"}
+    kind = Method(
+        "kind", (1, 0, 0), of_all, tables.grid("loss.temperature", ("0.05", "5"), {"loss.base": "infonce"})[2:6]
+    )
+    row = Method("row", (1, 0.3, 0.2), of_all, trials=kind)
+    monkeypatch.setitem(TABLES, 9, Table(9, "Trials", ((row,),), tables.RETRIEVAL))
+    words = [*TINY, "--seeds", "1", "--tables", "9", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    reproduce_tables.main(words)
+    trials = [path.parent for path in tmp_path.glob("work-seed=1000/runs/*/run.json")]
+    assert len(trials) == 4
+    best = max(trials, key=lambda run: json.loads((run / "run.json").read_text())["val_recall_at_1"])
+    (run,) = (tmp_path / "work-seed=0" / "runs").iterdir()
+    loss, training = read_run(best)[0].loss, read_run(best)[0].training
+    assert (read_run(run)[0].loss, read_run(run)[0].training) == (loss, training)
+    stated = (
+        f"`loss.base infonce`, `loss.temperature {loss.temperature}`, `training.learning_rate {training.learning_rate}`"
+    )
+    assert f"kind, best of 4 trials on seed 1000: {stated}" in (tmp_path / "table9.md").read_text().splitlines()
