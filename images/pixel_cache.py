@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 import zlib
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from pipeline.files import (
     read_array,
     read_json,
     read_json_lines,
+    remove_notes,
     write_array,
     write_json,
     written_whole,
@@ -163,9 +164,7 @@ def open_pixel_cache(
                     _make(folder, kind, gigabytes, images, target, max_pixels, made_from)
                 except OSError as error:
                     raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
-    for name in NOTES:  # also those of a process that was killed right after the last write
-        with suppress(PermissionError):
-            (folder / name).unlink(missing_ok=True)
+    remove_notes(*(folder / name for name in NOTES))
     try:
         return _read_cache(folder, kind, len(images.paths), target.size)
     except (UserError, OSError, ValueError, KeyError) as error:

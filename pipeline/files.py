@@ -103,6 +103,17 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_notes(*paths: Path) -> None:
+    """Remove files by which a stopped call would have resumed, once what they are about is finished.
+
+    A process that is killed right after its last write leaves them, so those that find its work finished call this.
+    Where the folder is read-only they stay, and do no harm.
+    """
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def _remove_leftovers(folder: Path, prefix: str) -> None:
     """Remove temporary files in `folder` that begin with `prefix` and whose process on this computer has ended."""
     for part in folder.glob(f"{glob.escape(prefix)}*.part*"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import UserError, reason
-from pipeline.files import fingerprint, lock, open_array, read_array, read_json, write_json, written_whole
+from pipeline.files import fingerprint, lock, open_array, read_array, read_json, remove_notes, write_json, written_whole
 from pipeline.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -140,19 +140,17 @@ def cached_vectors(
     digest = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:12]
     cache = parent / f"sentences-{folder.name}-{digest}"
     path = cache / "vectors.npy"
-    if path.is_file():
-        return read_array(path)
-    with lock(cache, wait=True):
-        if not path.is_file():
-            distinct = _encode_all(cache, load_encoder(folder).to(device), list(numbers), batch_size)
-            with written_whole(path) as temporary_path:
-                whole = open_array(temporary_path, (len(read), distinct.shape[1]), np.float32)
-                for start in range(0, len(read), 100_000):
-                    whole[start : start + 100_000] = distinct[of_text[start : start + 100_000]]
-                whole.flush()
-            for name in ("distinct.npy", "done.json"):
-                (cache / name).unlink()
-            print(f"wrote {path}")
+    if not path.is_file():
+        with lock(cache, wait=True):
+            if not path.is_file():  # another run may have finished it meanwhile
+                distinct = _encode_all(cache, load_encoder(folder).to(device), list(numbers), batch_size)
+                with written_whole(path) as temporary_path:
+                    whole = open_array(temporary_path, (len(read), distinct.shape[1]), np.float32)
+                    for start in range(0, len(read), 100_000):
+                        whole[start : start + 100_000] = distinct[of_text[start : start + 100_000]]
+                    whole.flush()
+                print(f"wrote {path}")
+    remove_notes(cache / "distinct.npy", cache / "done.json")
     return read_array(path)
 
 

@@ -19,7 +19,17 @@ from images.tar_members import file_of
 from models import seeded
 from pipeline.devices import autocast
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, flush_to_disk, lock, open_array, read_array, read_json, write_array, write_json
+from pipeline.files import (
+    fingerprint,
+    flush_to_disk,
+    lock,
+    open_array,
+    read_array,
+    read_json,
+    remove_notes,
+    write_array,
+    write_json,
+)
 from pipeline.given_arrays import read_given
 from pipeline.pairs import Images
 from pipeline.processes import cores
@@ -150,6 +160,7 @@ def _finished_features(path: Path, inputs: dict[str, object], count: int) -> tup
         if made["made_from"] != inputs:
             return None
         unreadable = {int(number): why for number, why in made.get("unreadable", {}).items()}
+        remove_notes(path.with_suffix(".partial.json"))
         return _read_features(path, count), unreadable
     except (UserError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the image features {path.parent} are damaged ({error}); remove that folder") from None
@@ -225,7 +236,7 @@ class _PartialFeatures:
         flush_to_disk(self.partial)
         self.partial.replace(self.path)
         write_json(self.path.with_suffix(".json"), {**self.made_from, "unreadable": unreadable})
-        self.note.unlink(missing_ok=True)
+        remove_notes(self.note)
 
 
 def _read_features(path: Path, count: int) -> CheckedRows:

@@ -47,6 +47,9 @@ def test_features_that_were_stopped_are_resumed(
     assert np.array_equal(features(prepared_once, tmp_path / "other"), undisturbed, equal_nan=True)
     assert f"8 of {len(undisturbed)} images have their features; resuming" in capsys.readouterr().out
     assert sum(batches[first + 2 :]) == 2 * (len(undisturbed) - 8)  # each image and its mirror image
+    (path,) = (tmp_path / "other").rglob("features.npy")
+    path.with_suffix(".partial.json").write_text("{}")  # as a kill right after the last write leaves it
+    features(prepared_once, tmp_path / "other")
     names = [sorted(path.name for path in (tmp_path / name).rglob("*")) for name in ("one", "other")]
     assert names[0] == names[1]
 

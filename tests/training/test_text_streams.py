@@ -12,10 +12,11 @@ from conftest import TINY, one_line_error, run_script
 import encode
 import evaluate
 import knn_document_features
+import text_space.sentences
 import train_cross_modal_retrieval_model as training
 from models import build_model
 from pipeline.errors import UserError
-from pipeline.files import read_array, read_json
+from pipeline.files import LOCK, read_array, read_json
 from pipeline.pairs import read_pairs
 from pipeline.schema import Settings, TextEncoder
 from pipeline.work import Work, space_folder
@@ -219,6 +220,35 @@ def test_spaces_of_a_sentence_encoder(prepared: Path, sentences: Path) -> None:
     assert np.array_equal(found[0], found[1])
     done = run_script("knn_document_features.py", *words, "--neighbors.space", "sentences", ok=False)
     assert "goes with model.text.encoder" in one_line_error(done)
+
+
+def test_vectors_of_texts_that_were_stopped_are_resumed_and_nothing_else_is_kept(
+    sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"text {letter} of ten" for letter in "abcdefghij"]
+    undisturbed = text_space.sentences.cached_vectors(sentences, texts, tmp_path / "one", CPU)
+    usual, encoded = text_space.sentences.encode, []
+
+    def encode_some(encoder: object, some: list[str], *size: int) -> np.ndarray:
+        if stopping and len(encoded) == 5:  # the size, and two times two texts
+            raise KeyboardInterrupt
+        encoded.extend(some)
+        return usual(encoder, some, *size)
+
+    monkeypatch.setattr(text_space.sentences, "encode", encode_some)
+    monkeypatch.setattr(text_space.sentences, "TEXTS_AT_A_TIME", 2)
+    stopping = True
+    with pytest.raises(KeyboardInterrupt):
+        text_space.sentences.cached_vectors(sentences, texts, tmp_path / "two", CPU)
+    stopping = False
+    resumed = text_space.sentences.cached_vectors(sentences, texts, tmp_path / "two", CPU)
+    assert encoded == ["size", *texts[:4], "size", *texts[4:]]
+    assert np.allclose(resumed, undisturbed, atol=1e-6)  # batches of other sizes are rounded otherwise
+    (cache,) = (tmp_path / "two").iterdir()
+    for name in ("distinct.npy", "done.json"):  # as a kill right after the last write leaves them
+        (cache / name).write_text("0")
+    assert np.array_equal(text_space.sentences.cached_vectors(sentences, texts, tmp_path / "two", CPU), resumed)
+    assert {path.name for path in cache.iterdir()} - {LOCK} == {"vectors.npy"}
 
 
 def test_without_the_library_one_line_names_what_to_install(
