@@ -111,7 +111,7 @@ def read_request(argv: list[str]) -> Request:
         help=f"sentence encoder of table 8 (default: {Request.sentences})",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes that work at once (default: 1)")
-    parser.add_argument("--out", type=Path, help="folder of the tables (default: results/<dataset.name>)")
+    parser.add_argument("--out", type=Path, help="folder of the tables (default: results/ and the name of WORK)")
     settings, _, arguments = parse_settings(parser, argv)
     if arguments.seeds < 1:
         raise UserError("--seeds must be at least 1")
@@ -324,8 +324,7 @@ def what_was_chosen(methods: list[Method], runs: Mapping[str, list[Path]]) -> st
     from training.runs import read_run
 
     paragraphs = ""
-    kinds = {method.trials: method for method in methods if method.trials}
-    for kind, method in kinds.items():
+    for kind, method in {method.trials: method for method in methods if method.trials}.items():
         settings, _ = read_run(runs[method.name][0])
         found = ", ".join(f"`{name} {shown(get(settings, name))}`" for name in kind.choices[0])
         paragraphs += f"\n{kind.name}, best of {len(kind.choices)} trials on seed {TRIAL_SEED}: {found}\n"

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> "dict[str, Weights]":
 
     best = {name: search(folder / name, names, settings) for name, names in SEARCHES.items()}
     flags = without(argv, {"--tuning.trials": 1})
-    k = settings.evaluation.kway[0]
+    k = settings.training.select_k
     for name, weights in best.items():
         value = read_json(folder / name / "best.json")["value"]
         print(f"{name}: {k}-way Recall@1 {value:.4f} on the validation split")

@@ -357,7 +357,7 @@ class Training(Section):
     """Mirror each train image with probability 1/2."""
     precision: Annotated[Literal["float32", "tf32", "bf16"], Shapes(RUN, IMAGE_FEATURES)] = "float32"
     """tf32 (GPU only) rounds the factors of products to 10 bits; bf16 runs the model, not the loss, in autocast: on a
-    CPU three times as fast where it has AVX-512 BF16 or AMX, and several times slower where not."""
+    CPU twice as fast where it has AVX-512 BF16 or AMX, and several times slower where not."""
     compile: Annotated[bool, Shapes(), WITH_PIXELS] = False
     """Compile the image backbone with torch.compile, which takes minutes and a C++ compiler, and then a step less time.
     Results agree within rounding only, and with dropout in the backbone within the draw of it."""
