@@ -40,7 +40,7 @@ from pipeline.provenance import made_with
 from pipeline.schema import Evaluation, Settings
 from pipeline.settings import get, shown
 from pipeline.steps import IMAGE_SPACES, STEPS
-from pipeline.work import EVALUATIONS, Work
+from pipeline.work import EVALUATIONS, Work, run_of
 from readers.openclipart import openclipart
 from reporting import filled_tables
 from reporting.tables import OF_THE_PAPER, TABLES, Method, Table
@@ -188,7 +188,7 @@ def evaluated(request: Request, methods: Sequence[Method]) -> dict[str, list[Pat
     for seed in seeds:
         for method, of_method in zip(methods, weights[seed], strict=True):
             commands = [] if of_method is None else commands_of(request, method, seed, of_method)
-            choices[method.name, seed] = [run_of(command) for command in commands]
+            choices[method.name, seed] = [run_of_command(command) for command in commands]
             trainings |= zip(choices[method.name, seed], commands, strict=True)
     at_once(request, trained, list(trainings.values()), "run")
     best = {which: best_on_validation(runs) for which, runs in choices.items() if runs}
@@ -325,12 +325,12 @@ def what_was_chosen(methods: list[Method], runs: Mapping[str, list[Path]]) -> st
 
     paragraphs = ""
     for kind, method in {method.trials: method for method in methods if method.trials}.items():
-        settings, _ = read_run(runs[method.name][0])
+        settings, _ = read_run(run_of(runs[method.name][0]))
         found = ", ".join(f"`{name} {shown(get(settings, name))}`" for name in kind.choices[0])
         paragraphs += f"\n{kind.name}, best of {len(kind.choices)} trials on seed {TRIAL_SEED}: {found}\n"
     for method in methods:
         if method.tuned:
-            weights = [read_run(run)[1] for run in runs[method.name]]
+            weights = [read_run(run_of(folder))[1] for folder in runs[method.name]]
             found = ", ".join(f"`{of_seed.sym:g} {of_seed.img:g} {of_seed.text:g}`" for of_seed in weights)
             paragraphs += f"\n{method.name}, weights SYM IMG TEXT found for each seed: {found}\n"
         if len(method.evaluations) > 1:
@@ -413,7 +413,7 @@ def commands_of(request: Request, method: Method, seed: int, weights: Sequence[f
     return [[*given, *flags, *as_flags(choice), "--resume", "--refresh"] for choice in method.choices]
 
 
-def run_of(command: list[str]) -> Path:
+def run_of_command(command: list[str]) -> Path:
     """The run's folder of a command of step 4."""
     from train_cross_modal_retrieval_model import folder_of, parse
 

@@ -34,6 +34,11 @@ UNFINISHED = ".unfinished"
 """The folder in WORK with what steps that were stopped have done."""
 
 
+def run_of(evaluation: Path) -> Path:
+    """The run whose figures are in a folder: the folder itself, or the run that a named evaluation is of."""
+    return evaluation.parents[1] if evaluation.parent.name == EVALUATIONS else evaluation
+
+
 def _script_of(path: Path) -> str | None:
     """Which script writes a file in WORK, or has it as its stamp."""
     for script, names in OUTPUTS.items():

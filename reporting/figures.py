@@ -18,7 +18,7 @@ from metrics import Metric, Scores, registered
 from pipeline.errors import UserError
 from pipeline.files import demand_undamaged, fingerprint, read_json, written_whole
 from pipeline.schema import Evaluation
-from pipeline.work import EVALUATIONS
+from pipeline.work import run_of
 from ranking import Labels, Matrix, as_array, group_codes
 
 Figure = dict[str, float]
@@ -139,7 +139,7 @@ def read_figures(run: Path) -> dict[str, Figure]:
     """
     if not (run / "metrics.json").is_file():
         raise UserError(f"{run} has no metrics.json; run evaluate.py --run {run} first")
-    checkpoint = (run.parents[1] if run.parent.name == EVALUATIONS else run) / "best.pt"
+    checkpoint = run_of(run) / "best.pt"
     if not checkpoint.is_file() or _stamp(run).get("checkpoint") != fingerprint(checkpoint):
         raise UserError(f"{run / 'metrics.json'} is not of the best.pt there; run evaluate.py --run {run} again")
     demand_undamaged(run / "metrics.json")

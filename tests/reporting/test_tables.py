@@ -298,8 +298,10 @@ def test_a_row_takes_the_settings_of_the_best_trial_on_validation_and_the_table_
     kind = Method(
         "kind", (1, 0, 0), of_all, tables.grid("loss.temperature", ("0.05", "5"), {"loss.base": "infonce"})[2:6]
     )
+    expand = tuple({"evaluation.expand": weight} for weight in ("0.5", "1"))
     row = Method("row", (1, 0.3, 0.2), of_all, trials=kind)
-    monkeypatch.setitem(TABLES, 9, Table(9, "Trials", ((row,),), tables.RETRIEVAL))
+    rows = (row, dataclasses.replace(row, name="expanded", evaluations=expand))
+    monkeypatch.setitem(TABLES, 9, Table(9, "Trials", (rows,), tables.RETRIEVAL))
     words = [*TINY, "--seeds", "1", "--tables", "9", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     reproduce_tables.main(words)
     trials = [path.parent for path in tmp_path.glob("work-seed=1000/runs/*/run.json")]
