@@ -84,7 +84,7 @@ class Request:
 TRIAL_SEED = 1000
 """The seed on whose validation split `Method.trials` are compared. It is in no table."""
 
-PLACES = ("--dataset.root", "--features", "--sentences")
+PLACES = ("--dataset.root", "--dataset.manifest", "--features", "--sentences")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -23,11 +23,15 @@ def made_with(threads: int) -> dict[str, Any]:
 
 
 def commit(folder: Path) -> dict[str, Any]:
-    """`commit` of the git checkout in `folder`, and `dirty`, whether files differ from it; null where it is none."""
+    """`commit` of the git checkout in `folder`, and `dirty`, whether files differ from it; null where it is none.
+
+    Tables that were made before, in results/, shape no figure.
+    """
     try:
         top, head = _git(folder, "rev-parse", "--show-toplevel", "HEAD").splitlines()
         if Path(top).resolve() == folder.resolve():  # else the checkout of something else, which holds a copy of this
-            return {"commit": head, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+            changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+            return {"commit": head, "dirty": bool(changed)}
     except (OSError, ValueError, subprocess.CalledProcessError):
         pass
     return {"commit": None, "dirty": None}

@@ -20,10 +20,13 @@ def test_the_commit_and_whether_files_differ_from_it(tmp_path: Path) -> None:
     git(folder, "init", "-q")
     assert commit(folder) == NONE  # nothing is committed
     (folder / "file").write_text("a")
-    git(folder, "add", "file")
+    (folder / "results").mkdir()
+    (folder / "results" / "table.json").write_text("a")
+    git(folder, "add", "file", "results")
     git(folder, "commit", "-qm", "first")
     head = git(folder, "rev-parse", "HEAD").strip()
     (folder / "table.json").write_text("a result is no change of the code")
+    (folder / "results" / "table.json").write_text("b")
     assert commit(folder) == {"commit": head, "dirty": False}
     (folder / "file").write_text("b")
     assert commit(folder) == {"commit": head, "dirty": True}

@@ -183,6 +183,12 @@ def test_methods_have_names_of_their_own() -> None:
                 assert methods.setdefault(method.name, method) == method
 
 
+def test_the_command_of_a_table_names_no_place_of_data() -> None:
+    places = ["--dataset.root", "/there/images", "--dataset.manifest", "/there/pairs.csv", "--features", "/elsewhere"]
+    request = read_request([*TINY, *places, "--tables", "3"])
+    assert request.command == f"python reproduce_tables.py {' '.join([*TINY, '--tables', '3'])}"
+
+
 def test_flags_are_taken_out_with_their_values() -> None:
     argv = ["--config", "c", "--seeds", "3", "--tables", "1", "3", "--out=x", "--seed", "4", "--loss.margin", "1"]
     kept = without(argv, {"--seeds": 1, "--tables": 2, "--out": 1, "--seed": 1, "--work": 1})
