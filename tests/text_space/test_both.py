@@ -282,7 +282,9 @@ def test_step_3_with_both(with_images: tuple[Path, list[str]], capsys: pytest.Ca
 
 
 def test_new_image_features_make_them_stale(with_images: tuple[Path, list[str]]) -> None:
-    work, _ = with_images
+    work, flags = with_images
+    for space in ("both", "doc2vec"):
+        knn_document_features.main([*flags, "--neighbors.space", space])
     inputs = json.loads((work / "neighbors" / "both" / "knn_document_features.json").read_text())["inputs"]
     assert {"doc2vec/vectors.npy", "image_features/vectors.npy", "pairs.parquet"} <= inputs.keys()
     inputs = json.loads((work / "neighbors" / "doc2vec" / "knn_document_features.json").read_text())["inputs"]
