@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import losses
-from datasets import NeighborTable, OtherTexts, Prepared, load_neighbors
+from datasets import BatchPlan, NeighborTable, OtherTexts, Prepared, load_neighbors
 from pipeline.devices import to_device
 from pipeline.registry import LOSSES
 from pipeline.schema import Loss, Settings
@@ -85,6 +85,10 @@ class Objective:
         """Whether y must hold the drawn neighbors' texts after the pairs' own."""
         wanted = self.weights["l_text"] or (self.pairwise and self.pairwise.with_neighbors)
         return bool(wanted) and not self.within_batch
+
+    def text_rows(self, batch: BatchPlan) -> np.ndarray:
+        """Pairs whose texts y must hold: the batch's, then, where wanted, the drawn neighbors."""
+        return np.concatenate([batch.rows, batch.positives]) if self.with_neighbor_texts else batch.rows
 
     def __call__(
         self, x: Tensor, y: Tensor, batch: ObjectiveBatch, residuals: Sequence[Tensor] = ()

@@ -49,6 +49,11 @@ class Progress:
     """Its Recall@1 of the validation split, `training.select_k`-way, mean of both ways."""
 
 
+def own_share(batch: BatchPlan) -> BatchPlan:
+    """The pairs of a batch that this process encodes. It shares the batch's memory."""
+    return batch.part(distributed.share(len(batch.rows)))
+
+
 class Trainer:
     """A model with its objective, optimiser and schedule, trained epoch by epoch.
 
@@ -119,7 +124,7 @@ class Trainer:
         rest = plan[progress.batches_done :]
         self.model.train()
         started = time.monotonic()
-        requests = [self.image_request(self.share(batch)) for batch in rest]
+        requests = [self.image_request(own_share(batch)) for batch in rest]
         for batch, images in zip(self._with_bar(rest, len(plan)), self.images.batches(requests), strict=True):
             terms = self.terms(batch, images)
             self.optimizer.zero_grad(set_to_none=True)
@@ -169,11 +174,6 @@ class Trainer:
             disable=not distributed.is_writer(),
         )
 
-    @staticmethod
-    def share(batch: BatchPlan) -> BatchPlan:
-        """The pairs of a batch that this process encodes. It shares the batch's memory."""
-        return batch.part(distributed.share(len(batch.rows)))
-
     def image_request(self, batch: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
         """Image numbers and flips: the pairs' images, then, where the objective wants them, the drawn neighbors'."""
         image = self.data.images.of_pair
@@ -182,17 +182,13 @@ class Trainer:
         numbers = np.concatenate([image[batch.rows], image[batch.positives]])
         return numbers, np.concatenate([batch.flips, batch.neighbor_flips])
 
-    def text_rows(self, batch: BatchPlan) -> np.ndarray:
-        """Pairs whose texts are encoded: the batch's, then, where the objective wants them, the drawn neighbors."""
-        return np.concatenate([batch.rows, batch.positives]) if self.objective.with_neighbor_texts else batch.rows
-
     def terms(self, batch: BatchPlan, images: Tensor) -> dict[str, Tensor]:
         """The terms of the loss on one batch, by name.
 
         images: those of `image_request`, of this process's share. Each process encodes its share. The embeddings are
         then joined, and every process computes the loss of the whole batch.
         """
-        tokens, lengths = self.data.read.texts(self.text_rows(self.share(batch)))
+        tokens, lengths = self.data.read.texts(self.objective.text_rows(own_share(batch)))
         sizes, has_residuals = distributed.shares(len(batch.rows)), isinstance(self.model, PVSE)
         options: dict[str, Any] = {"residuals": True} if has_residuals else {}
         if self.training.passes == "two" and self.model.images.trainable and self.objective.with_neighbor_images:
@@ -216,7 +212,7 @@ class Trainer:
             readable = [to_device(mask, self.device) for mask in masks]
         return ObjectiveBatch(
             rows=batch.rows,
-            text_rows=self.text_rows(batch),
+            text_rows=self.objective.text_rows(batch),
             image_ids=to_device(ids[batch.rows], self.device),
             neighbors=batch.neighbors,
             positive_ids=to_device(ids[batch.positives], self.device),

@@ -29,7 +29,7 @@ from pipeline.schema import Settings
 from pipeline.steps import FIND_NEIGHBORS, output_paths
 from training import distributed
 from training.runs import Weights
-from training.trainer import Trainer, build_trainer
+from training.trainer import Trainer, build_trainer, own_share
 
 SCRIPT = "train_cross_modal_retrieval_model.py"
 
@@ -132,7 +132,7 @@ def gradients(work: Path) -> dict[str, tuple[dict[str, float], dict[str, torch.T
         trainer = build_trainer(settings, weights, data, model, source, torch.device("cpu"))
         (batch,) = plan_epoch(data.rows["train"], trainer.objective.neighbors, 15, flip=True, seed=0, epoch=1)
         assert (batch.neighbors < 0).any() and batch.flips.any()
-        images = source.load(*trainer.image_request(trainer.share(batch)))
+        images = source.load(*trainer.image_request(own_share(batch)))
         model.train()
         terms = trainer.terms(batch, images)
         trainer.objective.total(terms).backward()
@@ -168,7 +168,7 @@ def masked(work: Path) -> tuple[list[bool], list[bool], dict[int, str]]:
     source = PixelSource(Files(), 0, torch.device("cpu"))
     trainer = build_trainer(settings, Weights(1, 0.3, 0.2), data, model, source, torch.device("cpu"))
     (batch,) = plan_epoch(data.rows["train"], trainer.objective.neighbors, 15, flip=True, seed=0, epoch=1)
-    list(source.batches([trainer.image_request(trainer.share(batch))]))
+    list(source.batches([trainer.image_request(own_share(batch))]))
     told = trainer.objective_batch(batch)
     assert told.readable is not None and told.neighbor_readable is not None
     return told.readable.tolist(), told.neighbor_readable.tolist(), source.unreadable
