@@ -34,7 +34,7 @@ train_and_evaluate() {
 python prepare_dataset.py --config "$config"
 python train_doc2vec.py --config "$config"
 python extract_doc2vec_vectors.py --config "$config"
-if grep -qwE 'space: *(images|both)' "$config"; then  # these neighbors are of the images' features
+if grep -qE '(space: *(images|both)|^ +trainable: *false)\b' "$config"; then  # step 3 compares texts with the features
     python extract_image_features.py --config "$config"
 fi
 python knn_document_features.py --config "$config"
@@ -44,7 +44,6 @@ train_and_evaluate "$sym" "$img" "$text"
 method=$run
 runs=("$baseline" "$method")
 if [ $# -le 1 ] && grep -qE '^ +trainable: *false' "$config" && ! grep -qE '^ +(base|form): ' "$config"; then
-    python extract_image_features.py --config "$config" --neighbors.space both
     python knn_document_features.py --config "$config" --neighbors.space both
     train_and_evaluate 1 0 0 --neighbors.space both --loss.soft_targets 0.5
     runs+=("$run")
