@@ -1,6 +1,7 @@
 """neighbors.space both against a plain loop over its definition, in pieces, resumed, and from the command line."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -222,8 +223,10 @@ def with_images(planted: tuple[Path, list[str]]) -> tuple[Path, list[str]]:
 
 
 def test_without_image_features_one_line_names_the_script(planted: tuple[Path, list[str]], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"image_features.vectors.npy is not there .*; run extract_image_features.py"):
-        knn_document_features.main([*planted[1], "--neighbors.space", "both"])
+    work, flags = planted
+    shutil.copytree(work, tmp_path / "work", ignore=shutil.ignore_patterns("image_features"))
+    with pytest.raises(UserError, match=r"image_features.vectors.npy is not there.*; run extract_image_features.py"):
+        knn_document_features.main([*flags, "--work", str(tmp_path / "work"), "--neighbors.space", "both"])
 
 
 @pytest.mark.parametrize("space", ["doc2vec", "images", "both", "sentences:ENCODER", "file:VECTORS"])
