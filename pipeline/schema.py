@@ -374,8 +374,8 @@ class Training(Section):
     """Steps between two points of the training curves."""
     show_results_every: Annotated[Natural, Shapes()] = 5
     """Epochs between two panels of retrieval results in TensorBoard, of val queries; 0 shows none, and no distances."""
-    checkpoint_minutes: Annotated[Positive, Shapes()] = 10.0
-    """Minutes from one checkpoint to the next within an epoch; every epoch ends with one."""
+    checkpoint_minutes: Annotated[Positive, Shapes()] = 2.0
+    """Minutes from one checkpoint to the next. The end of training, Ctrl-C and SIGTERM write one too."""
     max_unreadable_share: Annotated[Rate, Shapes()] = 0.01
     """Share of the images that may have become unreadable since step 0: Above it, training stops."""
 

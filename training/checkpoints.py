@@ -28,9 +28,14 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def save_model(path: Path, model: TwoStream, epoch: int, step: int, more: dict[str, Any] | None = None) -> None:
-    """Write the model, and `more`, whole."""
-    state = {"model": model.checkpoint(), "epoch": epoch, "step": step, **(more or {})}
+def model_state(trainer: "Trainer") -> dict[str, Any]:
+    """What best.pt holds. The weights are the trainer's own, which training goes on to change."""
+    progress = trainer.progress
+    return {"model": trainer.model.checkpoint(), "epoch": progress.epoch, "step": progress.step}
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a state whole."""
     # Given a path, torch.save would write the temporary file's name into the file.
     with written_whole(path) as temporary, temporary.open("wb") as file:
         try:
@@ -57,14 +62,20 @@ def load_model_state(path: Path, model: TwoStream) -> dict[str, Any]:
     return state
 
 
-def save_checkpoint(run: Path, trainer: "Trainer") -> None:
-    """Write last.pt in a run's folder. All processes call it together; one writes."""
+def save_checkpoint(run: Path, trainer: "Trainer", best: dict[str, Any]) -> None:
+    """Write best.pt in a run's folder, where there is a new `best` state, then last.pt.
+
+    All processes call it together; one writes.
+    """
     random, *of_others = distributed.gather_objects(random_state())
     progress = trainer.progress
 
     def write() -> None:
+        if best:
+            write_state(run / "best.pt", best)
         kept = asdict(progress)
         state = {
+            **model_state(trainer),
             "optimizer": trainer.optimizer.state_dict(),
             "schedule": trainer.schedule.state_dict(),
             **{name: kept[name] for name in ("best_loss", "best_epoch", "best_recall", "batches_done")},
@@ -72,8 +83,7 @@ def save_checkpoint(run: Path, trainer: "Trainer") -> None:
             "curves": {path.name: path.stat().st_size for path in run.glob("events.out.tfevents.*")},
             "seconds": progress.seconds,
         }
-        more = state | ({"random_of_others": of_others} if of_others else {})
-        save_model(run / "last.pt", trainer.model, progress.epoch, progress.step, more)
+        write_state(run / "last.pt", state | ({"random_of_others": of_others} if of_others else {}))
 
     distributed.by_writer(write)
 

@@ -1,6 +1,7 @@
 """A run from its first or last checkpoint to its end: epochs, checkpoints, TensorBoard's files, signals."""
 
 import contextlib
+import copy
 import errno
 import signal
 import threading
@@ -8,13 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from images.loading import PixelSource
 from metrics import Metric
 from pipeline.errors import Stopped, UserError
 from pipeline.progress import ProgressBar
 from training import distributed
-from training.checkpoints import resume, save_checkpoint, save_model
+from training.checkpoints import model_state, resume, save_checkpoint
 from training.described_scalars import Board
 from training.trainer import Trainer
 
@@ -22,9 +24,11 @@ from training.trainer import Trainer
 def train_until_finished(trainer: Trainer, run: Path, checkpoint_minutes: float) -> None:
     """Train from the checkpoint in the run's folder, where there is one, to the last epoch.
 
+    best.pt is written with the next checkpoint: most epochs of a small model take less time than writing it would.
     Raises Stopped, after a checkpoint, where Ctrl-C or SIGTERM ask for it.
     """
     progress = trainer.progress
+    best: dict[str, Any] = {}
     sizes: dict[str, int] = {}
     if (run / "last.pt").exists():
         sizes = distributed.all_or_none(lambda: resume(run, trainer))
@@ -41,17 +45,15 @@ def train_until_finished(trainer: Trainer, run: Path, checkpoint_minutes: float)
             progress.seconds = before + time.monotonic() - started
             trainer.demand_finite(board)
             board.flush()
-            save_checkpoint(run, trainer)
+            save_checkpoint(run, trainer, best)
+            best.clear()
             saved = time.monotonic()
 
-        def after_batch() -> None:
+        def pause() -> None:
             asked, due = distributed.reduce_max(request.signal, time.monotonic() - saved > 60 * checkpoint_minutes)
-            if asked or due:
+            if asked or due or trainer.finished():
                 checkpoint()
-            stop_where_asked(asked)
-
-        def stop_where_asked(asked: int) -> None:
-            if asked:
+            if asked and not trainer.finished():
                 raise Stopped(f"stopped after step {progress.step}; go on with --resume", asked)
 
         def while_waiting(seconds: int) -> None:
@@ -65,14 +67,13 @@ def train_until_finished(trainer: Trainer, run: Path, checkpoint_minutes: float)
             trainer.validate(board)  # the untrained model: where the curves begin
             ProgressBar.write(trainer.last_validation)
         while not trainer.finished():
-            trainer.train_one_epoch(board, after_batch)
+            trainer.train_one_epoch(board, pause)
             improved = trainer.validate(board)
             ProgressBar.write(trainer.last_validation)
-            if improved:
-                distributed.by_writer(lambda: save_model(run / "best.pt", trainer.model, progress.epoch, progress.step))
-            checkpoint()
-            if not trainer.finished():
-                stop_where_asked(*distributed.reduce_max(request.signal))
+            board.flush()  # so that the curves are seen
+            if improved and distributed.is_writer():
+                best = copy.deepcopy(model_state(trainer))
+            pause()
 
 
 class StopRequest:

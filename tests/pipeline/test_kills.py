@@ -21,7 +21,7 @@ model:
   dimensions: 4
   image: {backbone: efficientnet_lite0, weights: none, trainable: false, size: 32}
   text: {encoder: bag_of_words}
-training: {batch_size: 16, max_epochs: 2, workers: 0, log_every: 1}
+training: {batch_size: 16, max_epochs: 2, workers: 0, log_every: 1, checkpoint_minutes: 1.0e-9}
 evaluation: {kway: [2], preservation_k: 1, bootstrap: 10, projector_pairs: 3}
 siamese: {max_epochs: 1, dimensions: 4}
 tuning: {trials: 2}

@@ -16,7 +16,7 @@ from datasets import BatchPlan, NeighborTable
 from pipeline.errors import UserError
 from pipeline.schema import Settings
 from training import distributed
-from training.checkpoints import load_model_state, save_model
+from training.checkpoints import load_model_state, write_state
 from training.lost_images import LostImages
 from training.objective import Objective, build_objective
 from training.runs import Weights
@@ -25,18 +25,17 @@ from training.validation import validation_loss
 
 
 def test_a_checkpoint_has_nothing_of_the_process_that_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model: Any = SimpleNamespace(checkpoint=lambda: {"weight": torch.arange(5.0)})
     for number in (12, 34567):
         monkeypatch.setattr(os, "getpid", lambda number=number: number)
-        save_model(tmp_path / f"{number}" / "best.pt", model, 1, 2)
+        write_state(tmp_path / f"{number}" / "best.pt", {"model": {"weight": torch.arange(5.0)}, "step": 2})
     assert (tmp_path / "12" / "best.pt").read_bytes() == (tmp_path / "34567" / "best.pt").read_bytes()
     assert torch.load(tmp_path / "12" / "best.pt", weights_only=True)["step"] == 2
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_told(tmp_path: Path) -> None:
     path, chance, loaded = tmp_path / "best.pt", random.Random(0), []
-    model: Any = SimpleNamespace(checkpoint=lambda: {"weight": torch.arange(50.0)}, load_checkpoint=loaded.append)
-    save_model(path, model, 1, 2, {"seconds": 3.0})
+    model: Any = SimpleNamespace(load_checkpoint=loaded.append)
+    write_state(path, {"model": {"weight": torch.arange(50.0)}, "epoch": 1, "step": 2, "seconds": 3.0})
     content, wanted, told = path.read_bytes(), load_model_state(path, model), 0
     for _ in range(200):
         damaged = bytearray(content)

@@ -25,6 +25,7 @@ from pipeline.errors import UserError
 from pipeline.files import LOCK, read_json, write_json
 from pipeline.pairs import image_root
 from pipeline.schema import Settings
+from training import loop
 from training.image_sources import image_source
 from training.runs import Weights, run_name
 from training.trainer import Trainer, build_trainer
@@ -206,10 +207,31 @@ def test_names_say_what_differs_from_the_config_file() -> None:
 # Interruption
 
 
+def test_checkpoints_are_written_when_due_and_at_the_end(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    save = loop.save_checkpoint
+
+    def noted(run: Path, trainer: Trainer, best: dict[str, object]) -> None:
+        steps.append(trainer.progress.step)
+        save(run, trainer, best)
+
+    monkeypatch.setattr(loop, "save_checkpoint", noted)
+    words = ["1", "0", "0", *TINY, "--work", str(prepared), "--training.max_epochs", "4"]
+    words += ["--training.learning_rate", "0.1", "--training.select", "val_recall"]
+    run = training.main(words)
+    best, last = (torch.load(run / name, weights_only=True) for name in ("best.pt", "last.pt"))
+    assert steps == [last["step"]] and best["epoch"] < last["epoch"] == 4
+    seldom, batches = (run / "best.pt").read_bytes(), last["step"] // 4
+    steps.clear()
+    training.main([*words, "--overwrite", "--training.checkpoint_minutes", "1e-9"])
+    assert steps == sorted([*range(1, 4 * batches + 1), *range(batches, 4 * batches + 1, batches)])
+    assert (run / "best.pt").read_bytes() == seldom
+
+
 def test_a_resumed_run_ends_as_one_that_was_never_stopped(
     trained: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["1", "0.3", "0.2", *TINY, "--work", str(prepared)]
+    words = ["1", "0.3", "0.2", *TINY, "--work", str(prepared), "--training.checkpoint_minutes", "1e-9"]
     whole_epoch = Trainer.train_one_epoch
 
     def stop_in_the_second(self: Trainer, board: object, *rest: object) -> None:
@@ -226,6 +248,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(
     assert "--overwrite" in unfinished
     (run,) = (prepared / "runs").iterdir()
     assert "unfinished" in one_line_error(run_script("evaluate.py", "--run", run, ok=False))
+    assert torch.load(run / "last.pt", weights_only=True)["epoch"] == 1
     run_script(SCRIPT, *words, "--resume")
     before, after = weights_of(trained / "last.pt"), weights_of(run / "last.pt")
     assert all(torch.equal(before[name], after[name]) for name in before)
