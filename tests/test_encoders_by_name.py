@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_array, read_json
 from pipeline.pairs import load_images
 from pipeline.schema import ImageEncoder
+from training.distributed import synchronise_batch_norm
 from training.encoder import RunEncoder
 from training.image_sources import weights_digest
 
@@ -60,6 +61,19 @@ def test_a_backbone_of_timm_gives_what_timm_gives(timm: Any, tmp_path: Path, nam
         torch.testing.assert_close(backbone(PIXELS), expected, atol=1e-4, rtol=1e-4)
     assert expected.shape[1] == backbone.features
     assert config["mean"] == ((0.5, 0.5, 0.5) if name == VIT else (0.485, 0.456, 0.406))
+
+
+def test_normalisation_over_processes_keeps_the_activations_of_timm(timm: Any) -> None:
+    """timm's normalisation holds the activation that follows it."""
+    backbone = Backbone(f"timm:{CONVOLUTIONAL}", "none").eval()
+    with torch.no_grad():
+        for part in backbone.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.bias.normal_(generator=torch.Generator().manual_seed(0))  # untrained, hardly anything is below 0
+        expected = backbone(PIXELS)
+        synchronise_batch_norm(backbone)
+        torch.testing.assert_close(backbone(PIXELS), expected)
+    assert any(isinstance(part, torch.nn.SyncBatchNorm) for part in backbone.modules())
 
 
 def test_size_and_interpolation_are_those_that_the_library_states(timm: Any, open_clip: Any, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,8 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.command_line import Stopped
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 
 T = TypeVar("T")
 
@@ -26,11 +26,15 @@ LONGEST_WAIT = datetime.timedelta(days=7)
 """How long a process waits for the writer, which computes features and validates. torchrun ends all when one dies."""
 
 
+class Shared(UserError):
+    """A UserError that all processes raise together, so that the writer can say it for all."""
+
+
 @contextlib.contextmanager
 def started() -> Iterator[None]:
     """Connect the processes, and let only the writer print.
 
-    All processes raise a UserError or Stopped together. The writer raises it further; the others exit.
+    The writer raises errors further. Another process exits. It prints a UserError first, unless all have the same one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
@@ -44,11 +48,15 @@ def started() -> Iterator[None]:
     except (UserError, Stopped) as end:
         if writer:
             raise
+        if not isinstance(end, (Shared, Stopped)):
+            print(f"{Path(sys.argv[0]).name}: {end}", file=sys.stderr)
         sys.exit(128 + end.signal if isinstance(end, Stopped) else 2)
     except RuntimeError as error:
-        if writer or not any(reason in str(error) for reason in ("by peer", "Broken pipe")):
+        if not any(reason in str(error) for reason in ("by peer", "Broken pipe")):
             raise
-        sys.exit(1)  # the writer has exited and has said why
+        if writer:
+            raise UserError("another process has ended; what it said is above; go on with --resume") from None
+        sys.exit(1)
     finally:
         dist.destroy_process_group()
 
@@ -94,7 +102,7 @@ def by_writer(action: Callable[[], T]) -> T:
             message[1] = str(error)
     dist.broadcast_object_list(message)
     if message[1] is not None:
-        raise UserError(message[1])
+        raise Shared(message[1])
     result: T = message[0]
     return result
 
@@ -108,7 +116,7 @@ def all_or_none(action: Callable[[], T]) -> T:
     except UserError as error:
         mistake = error
     if messages := [message for message in gather_objects(mistake and str(mistake)) if message is not None]:
-        raise mistake if mistake and processes() == 1 else UserError(messages[0])
+        raise mistake if mistake and processes() == 1 else Shared(messages[0])
     return cast(T, value)
 
 
@@ -183,6 +191,16 @@ def gather_with_gradient(x: Tensor, sizes: list[int]) -> Tensor:
     return _Gather.apply(blocks, sizes).transpose(0, 1).flatten(0, 1)
 
 
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Replace the batch normalisation in a model by one over the minibatches of all processes."""
+    if any(type(part).__module__.startswith("timm.") for part in model.modules()):
+        from timm.layers import convert_sync_batchnorm  # its normalisation may hold the activation
+
+        convert_sync_batchnorm(model)
+    else:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place: it is the children that are replaced
+
+
 def parallel(model: nn.Module, device: torch.device, *, trainable_images: bool) -> nn.Module:
     """The model, wrapped so that all processes get the mean of their gradients.
 
@@ -192,7 +210,7 @@ def parallel(model: nn.Module, device: torch.device, *, trainable_images: bool) 
     if processes() == 1:
         return model
     if trainable_images and device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place: it is the children that are replaced
+        synchronise_batch_norm(model)
     # The auxiliary classifiers of Inception and GoogLeNet are in no loss.
     unused = any(getattr(part, "aux_logits", False) for part in model.modules())
     with warnings.catch_warnings():

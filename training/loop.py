@@ -30,7 +30,7 @@ def train_until_finished(trainer: Trainer, run: Path, checkpoint_minutes: float)
     progress = trainer.progress
     best: dict[str, Any] = {}
     sizes: dict[str, int] = {}
-    if (run / "last.pt").exists():
+    if distributed.by_writer((run / "last.pt").exists):
         sizes = distributed.all_or_none(lambda: resume(run, trainer))
         print(f"resuming in epoch {progress.epoch}, after step {progress.step}")
     if distributed.is_writer():

@@ -39,7 +39,7 @@ class LostImages:
         if distributed.processes() > 1:
             found = distributed.gather_objects(dict(self.images.unreadable))
             self.images.unreadable = {number: why for one in found for number, why in one.items()}
-        self.warn()
+        distributed.all_or_none(self.warn)
 
     def are_readable(self, numbers: np.ndarray) -> np.ndarray:
         """Which of the image numbers (B,) could be read so far: (B,) bool."""

@@ -42,7 +42,7 @@ class Progress:
     """Of the epoch under way; 0 between two epochs."""
     seconds: float = 0.0
     best_epoch: int = 0
-    """The epoch of best.pt; 0 before the first."""
+    """The best so far, which best.pt holds from the next checkpoint on; 0 before the first."""
     best_loss: float = float("inf")
     """Its validation loss."""
     best_recall: float = 0.0
@@ -238,7 +238,7 @@ class Trainer:
                 losses = {name: str(value) for name, value in values.items()}
                 record = {"epoch": self.progress.epoch, "step": step, "losses": losses}
                 write_json(path, record | {"pairs": batch.rows.tolist(), "neighbors": batch.neighbors.tolist()})
-            raise UserError(
+            raise distributed.Shared(
                 f"a loss of step {step} is NaN or infinite; the batch's pairs are in {path}; look at them, lower "
                 "training.learning_rate, and train anew with --overwrite"
             )
@@ -317,7 +317,7 @@ def build_trainer(
     wanted = list(dict.fromkeys([settings.training.select_k, *settings.evaluation.kway]))
     measured = [min(k, images_of_val) for k in wanted]
     for k in wanted:
-        if k > images_of_val and distributed.is_writer():
+        if k > images_of_val:
             print(
                 f"warning: val has {images_of_val} images: an epoch's Recall@1 is {images_of_val}-way and not {k}-way"
             )

@@ -218,8 +218,8 @@ def test_the_last_batch_has_two_pairs_for_each_process() -> None:
 # Whole runs
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
-    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / SCRIPT)]
+def torchrun(*words: str, script: Path = ROOT / SCRIPT) -> subprocess.CompletedProcess[str]:
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*started, *words], capture_output=True, text=True, cwd=ROOT, env=environment)
 
@@ -248,6 +248,32 @@ def test_torchrun_ends_as_one_process_does(prepared_once: Path, tmp_path: Path) 
     told = torchrun(*command(two, *plain, "--training.batch_size", "3"))
     assert told.returncode != 0 and told.stderr.count("Traceback") == 1  # torchrun's own
     assert told.stderr.count(f"{SCRIPT}: training.batch_size 3 of") == 1
+
+
+FAILS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pipeline.command_line import run_script
+from pipeline.errors import UserError
+from training import distributed
+
+def main(argv=None):
+    with distributed.started():
+        distributed.reduce_max(0)
+        if distributed.rank() == 1:
+            raise UserError("row 7 is damaged")
+        distributed.reduce_max(0)
+
+run_script(main)
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_said(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text(FAILS)
+    told = torchrun(script=tmp_path / "fails.py")
+    assert told.returncode != 0 and told.stderr.count("Traceback") == 1  # torchrun's own
+    assert told.stderr.count("fails.py: row 7 is damaged") == 1
 
 
 def stopped(work: Path) -> str:
