@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.command_line import make_parser, parse_settings, run_script, say_next, without
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_text
+from pipeline.files import lock, read_json, write_text
 from pipeline.settings import mistakes_of_weights
 from pipeline.steps import EXTRACT_DOC2VEC, FIND_NEIGHBORS, PREPARE, TRAIN_DOC2VEC, require
 
@@ -36,20 +36,23 @@ def main(argv: list[str] | None = None) -> "dict[str, Weights]":
     settings, _, _ = parse_settings(make_parser(__doc__, "tuning", "loss", "training", "model"), argv)
     if found := mistakes_of_weights(settings.loss, sym=1, img=1):  # the search `method` varies all three
         raise UserError(f"SYM, IMG and TEXT cannot be searched: {'; '.join(found)}")
-    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC, FIND_NEIGHBORS):
+    for step in (PREPARE, TRAIN_DOC2VEC, EXTRACT_DOC2VEC):
         require(step, settings)
     import yaml  # these and torch take seconds to import: a wrong flag is reported first
 
     from pipeline.devices import be_deterministic, use_precision
+    from text_space.spaces import space_of
     from training.tuning import SEARCHES, at_bounds, search, search_folder
 
+    require(FIND_NEIGHBORS, settings, space_of(settings).made_from)
     be_deterministic(settings.deterministic)
     use_precision(settings.training.precision)
     folder = search_folder(settings)
-    if not (folder / "config.yaml").exists():
-        write_text(folder / "config.yaml", yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True))
-
-    best = {name: search(folder / name, names, settings) for name, names in SEARCHES.items()}
+    with lock(folder):
+        if not (folder / "config.yaml").exists():
+            written = yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
+            write_text(folder / "config.yaml", written)
+        best = {name: search(folder / name, names, settings) for name, names in SEARCHES.items()}
     flags = without(argv, {"--tuning.trials": 1})
     k = settings.training.select_k
     for name, weights in best.items():

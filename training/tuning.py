@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from pipeline.schema import ANGULAR, TRIPLET, Settings
 from pipeline.settings import flatten
 from pipeline.work import Work
 from training.image_sources import image_source
-from training.runs import OF_A_RUN, Weights, run_inputs
+from training.runs import OF_A_RUN, Weights, outside_inputs, run_inputs
 from training.text_streams import load_pairs
 from training.trainer import build_trainer
 
@@ -42,7 +41,8 @@ LOWEST, HIGHEST = 0.03, 10.0
 def search_folder(settings: Settings) -> Path:
     """WORK/tuning/<digest of the settings and inputs that shape a trial>: trials that differ in them do not mix."""
     of_run = {name: value for name, value in flatten(settings).items() if name == "evaluation.kway" or name in OF_A_RUN}
-    shaping = [of_run, run_inputs(settings, Weights(*ANGULAR)), LOWEST, HIGHEST]
+    inputs = run_inputs(settings, Weights(*ANGULAR)) | outside_inputs(settings.work_folder, settings.model)
+    shaping = [of_run, inputs, LOWEST, HIGHEST]
     digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
     return Work(settings.work_folder).tuning / digest
 
@@ -168,9 +168,6 @@ def train(
             trainer.validate(board)
             trial.report(trainer.progress.best_recall, trainer.progress.epoch)
             pruned = trial.should_prune()
-        figures: Mapping[str, float] = {
-            "hparam/val_recall_at_1": trainer.progress.best_recall,
-            "hparam/epochs": trainer.progress.epoch,
-        }
-        board.add_hparams(asdict(weights), dict(figures), run_name=".")
+        figures = {"hparam/val_recall_at_1": trainer.progress.best_recall, "hparam/epochs": trainer.progress.epoch}
+        board.add_hparams(asdict(weights), figures, run_name=".")
     return pruned

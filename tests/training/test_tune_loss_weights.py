@@ -5,12 +5,16 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from conftest import TINY, one_line_error, run_script
 from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.command_line import make_parser, parse_settings
+from pipeline.files import lock
+from pipeline.pairs import read_pairs
 from training import tuning
 from training.runs import Weights
 
@@ -88,6 +92,33 @@ def test_trials_of_other_settings_do_not_mix(tuned: Path, tmp_path: Path) -> Non
     shutil.copytree(tuned, work)
     tune(work, "--training.learning_rate", "0.01", trials=1)
     assert len(list(work.glob("tuning/*"))) == 2
+
+
+def test_trials_of_other_encoder_weights_do_not_mix(tuned: Path, tmp_path: Path) -> None:
+    settings = parse_settings(make_parser(""), [*TINY, "--work", str(tuned)])[0]
+    settings.model.image.weights = str(tmp_path / "weights.pth")
+    folders = set()
+    for content in (b"some", b"others"):
+        (tmp_path / "weights.pth").write_bytes(content)
+        folders.add(tuning.search_folder(settings))
+    assert len(folders) == 2
+
+
+def test_a_second_search_of_the_same_settings_is_refused(tuned: Path) -> None:
+    (folder,) = tuned.glob("tuning/*")
+    with lock(folder):
+        told = one_line_error(run_script(SCRIPT, *TINY, "--work", tuned, "--tuning.trials", "3", ok=False))
+    assert f"is at work in {folder}" in told
+
+
+def test_neighbors_of_vectors_that_have_changed_are_not_searched_with(prepared: Path, tmp_path: Path) -> None:
+    words = [*TINY, "--work", prepared, "--neighbors.space", f"file:{tmp_path / 'vectors.npy'}"]
+    vectors = np.random.default_rng(0).normal(size=(len(read_pairs(prepared, ["text"])), 4)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    run_script("knn_document_features.py", *words)
+    np.save(tmp_path / "vectors.npy", -vectors)
+    told = one_line_error(run_script(SCRIPT, *words, "--tuning.trials", "1", ok=False))
+    assert "run knn_document_features.py with these settings (again)" in told
 
 
 def test_weights_are_those_one_would_type() -> None:
