@@ -95,8 +95,10 @@ def unpacked(run: Path) -> Iterator[Path]:
                 for name in EXPORTED:
                     with contextlib.suppress(KeyError):
                         archive.extract(name, folder)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{run} is no run: neither its folder nor a file of export_run.py ({error})") from None
+        except Exception as error:  # a damaged archive raises anything: zlib.error, NotImplementedError
+            raise UserError(
+                f"{run} is no run: neither its folder nor a file of export_run.py ({reason(error, 200)})"
+            ) from None
         yield Path(folder)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,25 @@ def test_an_exported_run_has_the_images_encoder_too(run: Path, tmp_path: Path) -
     vectors, problems = encoder.images(images)
     assert not problems
     np.testing.assert_allclose(RunEncoder(tmp_path / "run.zip").images(images)[0], vectors, atol=1e-6)
+
+
+def test_a_flipped_bit_of_an_export_is_told(run: Path, tmp_path: Path) -> None:
+    """Or it changes nothing: a time, the model card, how the archive was packed."""
+    export_run.main(["--run", str(run), "--out", str(tmp_path / "run.zip")])
+    content, chance = (tmp_path / "run.zip").read_bytes(), random.Random(0)
+    wanted, told = RunEncoder(tmp_path / "run.zip").texts(TEXTS)[0], 0
+    # Half of the flips are near the end, where the archive has its directory.
+    for place in [chance.randrange(len(content)) for _ in range(40)] + [-chance.randrange(1, 700) for _ in range(40)]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << chance.randrange(8)
+        (tmp_path / "run.zip").write_bytes(damaged)
+        try:
+            found = RunEncoder(tmp_path / "run.zip").texts(TEXTS)[0]
+        except UserError:
+            told += 1
+        else:
+            np.testing.assert_array_equal(found, wanted)
+    assert told > 30
 
 
 def test_what_is_no_export_is_told(run: Path, tmp_path: Path) -> None:
