@@ -160,11 +160,8 @@ class NeighborTable:
         Uniform over the pair's neighbors or, as a control (`neighbors.draw: anywhere`), over all other train pairs.
         """
         if not self.anywhere:
-            count = (self.indices[positions] >= 0).sum(axis=1)
-            choice = (rng.random(len(positions)) * count).astype(np.int64)
-            return np.where(
-                count > 0, self.indices[positions, np.minimum(choice, np.maximum(count - 1, 0))], -1
-            ).astype(np.int64)
+            lists = (self.indices[part] for part in _blocks(positions))
+            return np.concatenate([_one_of(some, some >= 0, rng) for some in lists])
         own = self.rows[positions]
         drawn = rng.choice(self.rows, size=len(positions))
         for _ in range(100):
@@ -367,6 +364,3 @@ def order_of_couples(partner: np.ndarray, batch_size: int, rng: np.random.Genera
     while len(partner) - starts[-1] > batch_size:
         starts.append(int(ends[np.searchsorted(ends, starts[-1] + batch_size, side="right") - 1]))
     return couples[there], starts
-
-
-# Images

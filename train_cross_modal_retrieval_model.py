@@ -176,7 +176,7 @@ def prepare(settings: Settings, weights: "Weights") -> "tuple[torch.device, Prep
     use_precision(settings.training.precision)
     be_deterministic(settings.deterministic)
     data = load_pairs(settings.work_folder, settings.features_folder, settings.model.text, device)
-    if distributed.is_writer() and (warning := size_warning(settings.model.image)):
+    if warning := size_warning(settings.model.image):
         print(warning)
     demand_enough_pairs(settings.training.batch_size, settings.training.batches, len(data.rows["train"]))
     model = build_model(settings.model, read_array(Work(settings.work_folder).word_vectors), settings.seed)
@@ -209,7 +209,7 @@ def say_what_is_trained(trainer: "Trainer", run: Path) -> None:
     where = f"{trainer.device}, in {count} processes" if count > 1 else str(trainer.device)
     print(f"training {run.name}: {train:,} train and {val:,} val pairs, {learned:,} parameters, on {where}")
     best = "the lowest val loss" if training.select == "val_loss" else f"the highest {training.select_k}-way Recall@1"
-    print(f"of the val split, i2t is image to text and t2i text to image; * marks {best} so far (best.pt)")
+    print(f"of the val split, i2t is image to text and t2i text to image; * marks {best} so far")
 
 
 if __name__ == "__main__":

@@ -68,20 +68,17 @@ def save_checkpoint(run: Path, trainer: "Trainer", best: dict[str, Any]) -> None
     All processes call it together; one writes.
     """
     random, *of_others = distributed.gather_objects(random_state())
-    progress = trainer.progress
 
     def write() -> None:
         if best:
             write_state(run / "best.pt", best)
-        kept = asdict(progress)
         state = {
             **model_state(trainer),
+            **asdict(trainer.progress),
             "optimizer": trainer.optimizer.state_dict(),
             "schedule": trainer.schedule.state_dict(),
-            **{name: kept[name] for name in ("best_loss", "best_epoch", "best_recall", "batches_done")},
             "random": random,
             "curves": {path.name: path.stat().st_size for path in run.glob("events.out.tfevents.*")},
-            "seconds": progress.seconds,
         }
         write_state(run / "last.pt", state | ({"random_of_others": of_others} if of_others else {}))
 

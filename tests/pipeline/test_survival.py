@@ -71,6 +71,7 @@ def demand_same_run(run: Path, undisturbed: Path) -> None:
     "settings",
     [
         [],
+        ["--training.checkpoint_minutes", "10"],  # none before the end
         ["--model.image.cache_features", "false", "--training.workers", "1", "--loss.base", "triplet"],
         ["--training.batches", "neighborhoods"],
     ],
@@ -79,16 +80,16 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     prepared_once: Path, tmp_path: Path, settings: list[str]
 ) -> None:
     undisturbed = copy_of(prepared_once, tmp_path / "undisturbed")
-    calls = int(killed(SCRIPT, command(undisturbed, *settings, *MIDWAY), 0).stdout.split()[-1])
+    calls = int(killed(SCRIPT, command(undisturbed, *MIDWAY, *settings), 0).stdout.split()[-1])
     rng = np.random.default_rng(0)
     kills, tries = 0, 0
     while kills < (10 if not settings else 3):
         tries += 1
         work = copy_of(prepared_once, tmp_path / f"{tries}")
-        done = killed(SCRIPT, command(work, *settings, *MIDWAY), int(rng.integers(1, calls)))
+        done = killed(SCRIPT, command(work, *MIDWAY, *settings), int(rng.integers(1, calls)))
         while done.returncode:
             kills += 1
-            done = killed(SCRIPT, command(work, *settings, *MIDWAY, "--resume"), int(rng.integers(1, calls)))
+            done = killed(SCRIPT, command(work, *MIDWAY, *settings, "--resume"), int(rng.integers(1, calls)))
         demand_same_run(the_run(work), the_run(undisturbed))
 
 
