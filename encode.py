@@ -7,7 +7,7 @@ Texts: a file with a text on each line, or .jsonl, where each line is a string o
 Images: a folder (with its subfolders, sorted by path), or a file with a path on each line, relative to that file.
 
 Row i of OUT is line i or image i: float32, rows x dimensions, with PVSE rows x embeddings x dimensions, unit vectors.
-A text without a known word and an unreadable image have a row of NaN, and are named on stderr. A CSV beside OUT lists
+A text without a known word and an unreadable image have a row of NaN; stderr names the first. A CSV beside OUT lists
 every row with its number, its line or path, and its problem. Files in FOLDER that are no images follow there without a
 number; the first are named on stderr.
 """

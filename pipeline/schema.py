@@ -1,9 +1,9 @@
 """The settings of every script: a field is a setting's type, default, meaning, range, and the steps that it shapes.
 
 `--config FILE.yaml` sets what the file names, `--section.setting VALUE` sets one thing more, and what neither names
-keeps the default below. The defaults are the paper's (Thomas & Kovashka 2020, Sec. 3.3) wherever it gives a value.
-The command line, its help, the mistakes it lists, the stamps of the steps, the names of runs and TensorBoard's HParams
-are derived from this schema. To add a setting, add its field.
+keeps the default below. The defaults are the paper's (Thomas & Kovashka 2020, Sec. 3.3) where it gives a value, except
+`dataset.published_splits`. The command line, its help, the mistakes it lists, the stamps of the steps, the names of
+runs and TensorBoard's HParams are derived from this schema. To add a setting, add its field.
 """
 
 from pathlib import Path
