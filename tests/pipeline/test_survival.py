@@ -89,7 +89,8 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
         done = killed(SCRIPT, command(work, *MIDWAY, *settings), int(rng.integers(1, calls)))
         while done.returncode:
             kills += 1
-            done = killed(SCRIPT, command(work, *MIDWAY, *settings, "--resume"), int(rng.integers(1, calls)))
+            moment = int(rng.integers(1, 2 * calls))  # or never: without a checkpoint each try begins anew
+            done = killed(SCRIPT, command(work, *MIDWAY, *settings, "--resume"), moment)
         demand_same_run(the_run(work), the_run(undisturbed))
 
 
