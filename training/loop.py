@@ -24,7 +24,8 @@ from training.trainer import Trainer
 def train_until_finished(trainer: Trainer, run: Path, checkpoint_minutes: float) -> None:
     """Train from the checkpoint in the run's folder, where there is one, to the last epoch.
 
-    best.pt is written with the next checkpoint: most epochs of a small model take less time than writing it would.
+    best.pt is written with the next checkpoint, so that a small model, whose epochs take a second, does not write all
+    the time.
     Raises Stopped, after a checkpoint, where Ctrl-C or SIGTERM ask for it.
     """
     progress = trainer.progress
