@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -34,7 +33,7 @@ class Shared(UserError):
 def started() -> Iterator[None]:
     """Connect the processes, and let only the writer print.
 
-    The writer raises errors further. Another process exits. It prints a UserError first, unless all have the same one.
+    An error is raised further, so that the script says it. Where all processes have the same one, only the writer does.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
@@ -46,10 +45,8 @@ def started() -> Iterator[None]:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if writer else nowhere):
             yield
     except (UserError, Stopped) as end:
-        if writer:
+        if writer or not isinstance(end, (Shared, Stopped)):
             raise
-        if not isinstance(end, (Shared, Stopped)):
-            print(f"{Path(sys.argv[0]).name}: {end}", file=sys.stderr)
         sys.exit(128 + end.signal if isinstance(end, Stopped) else 2)
     except RuntimeError as error:
         if not any(reason in str(error) for reason in ("by peer", "Broken pipe")):

@@ -224,8 +224,8 @@ def with_images(planted: tuple[Path, list[str]]) -> tuple[Path, list[str]]:
 
 def test_without_image_features_one_line_names_the_script(planted: tuple[Path, list[str]], tmp_path: Path) -> None:
     work, flags = planted
-    shutil.copytree(work, tmp_path / "work", ignore=shutil.ignore_patterns("image_features"))
-    with pytest.raises(UserError, match=r"image_features.vectors.npy is not there.*; run extract_image_features.py"):
+    shutil.copytree(work, tmp_path / "work", ignore=shutil.ignore_patterns("image_features", "neighbors"))
+    with pytest.raises(UserError, match=r"image_features.vectors.npy is not there .*; run extract_image_features.py"):
         knn_document_features.main([*flags, "--work", str(tmp_path / "work"), "--neighbors.space", "both"])
 
 
