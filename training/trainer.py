@@ -42,7 +42,7 @@ class Progress:
     """Of the epoch under way; 0 between two epochs."""
     seconds: float = 0.0
     best_epoch: int = 0
-    """The best so far, which best.pt holds from the next checkpoint on; 0 before the first."""
+    """The best epoch so far; 0 before the first. The next checkpoint writes it to best.pt."""
     best_loss: float = float("inf")
     """Its validation loss."""
     best_recall: float = 0.0
