@@ -143,6 +143,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.out.suffix != ".npy":
         raise UserError(f"--out {arguments.out} must end in .npy")
+    given, table = arguments.texts or arguments.images, arguments.out.with_suffix(".csv")
+    if given.resolve() == table.resolve():
+        raise UserError(f"--out {arguments.out} would overwrite {given}: its table is {table}; give another name")
     return arguments
 
 
@@ -151,12 +154,9 @@ def read_texts(path: Path) -> tuple[list[str], list[str]]:
 
     Raises UserError where the file cannot be read or is empty, and for a line of .jsonl that holds no text.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read --texts {path}: {error}; it must be a text file in UTF-8") from None
-    if lines[-1] == "":
-        lines.pop()
+    from pipeline.given_arrays import read_lines
+
+    lines = read_lines(path, "--texts")
     if not lines:
         raise UserError(f"--texts {path} is empty")
     if path.suffix == ".jsonl":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.command_line import make_parser, mistakes_in_name, parse_settings, peek, run_script, say_next
+from pipeline.command_line import make_parser, mistakes_in_name, parse_settings, path_of, peek, run_script, say_next
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, is_whole, read_array, read_json, write_json, write_stamp
 from pipeline.schema import EVALUATION, Settings
@@ -102,7 +102,7 @@ def run_and_settings(argv: list[str]) -> tuple[Path, Path, Settings]:
     )
     parser.add_argument("--name", help="name of the evaluation's folder in RUN/evaluations (default: RUN itself)")
     given = peek(argv, "--run")
-    run = Path((given or [""])[-1])
+    run = path_of((given or [""])[-1])
     trained = None
     if given:
         from training.runs import finished_run

@@ -234,8 +234,6 @@ class TwoStream(nn.Module):
         passes: number of equal parts of the images, encoded one after the other. Batch normalisation takes each part's
             own statistics.
         """
-        if passes == 1:
-            return self.images(images), self.texts(tokens, lengths)
         return torch.cat([self.images(part) for part in images.chunk(passes)]), self.texts(tokens, lengths)
 
     def checkpoint(self) -> dict[str, Tensor]:
@@ -303,7 +301,7 @@ class PVSEImageEncoder(ImageEncoder):
         UserError: a backbone whose features are not the mean of a feature map.
     """
 
-    def __init__(self, settings: schema.ImageEncoder, dimensions: int, embeddings: int, dropout: float = 0.0) -> None:
+    def __init__(self, settings: schema.ImageEncoder, dimensions: int, embeddings: int, dropout: float) -> None:
         super().__init__(settings, dimensions)
         self._require_pooled_map(input_of(settings).size)
         self.dropout = nn.Dropout(dropout)
@@ -348,7 +346,7 @@ class PVSETextEncoder(nn.Module):
         word_vectors: np.ndarray,
         dimensions: int,
         embeddings: int,
-        dropout: float = 0.0,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.encoder = TEXT_ENCODERS.load(settings.encoder)(settings, word_vectors, dimensions)
@@ -371,46 +369,31 @@ class PVSETextEncoder(nn.Module):
 class PVSE(TwoStream):
     """Polysemous visual-semantic embedding (Song & Soleymani, CVPR 2019): K embeddings an image and a text.
 
-    `dropout` is on both streams' global features and residuals. `settings.text.dropout` is on words. They have one rate
-    for all, 0 by default, and K = 2 on COCO. Thomas & Kovashka give neither.
+    `settings.pvse.dropout` is on both streams' global features and residuals. `settings.text.dropout` is on words. They
+    have one rate for all, 0 by default, and K = 2 on COCO. Thomas & Kovashka give neither.
     """
 
-    def __init__(
-        self, settings: schema.Model, word_vectors: np.ndarray, embeddings: int = 2, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, settings: schema.Model, word_vectors: np.ndarray) -> None:
         nn.Module.__init__(self)  # TwoStream's would build the ordinary encoders
-        self.images: PVSEImageEncoder = PVSEImageEncoder(settings.image, settings.dimensions, embeddings, dropout)
-        self.texts: PVSETextEncoder = PVSETextEncoder(
-            settings.text, word_vectors, settings.dimensions, embeddings, dropout
-        )
+        size, count, dropout = settings.dimensions, settings.pvse.embeddings, settings.pvse.dropout
+        self.images: PVSEImageEncoder = PVSEImageEncoder(settings.image, size, count, dropout)
+        self.texts: PVSETextEncoder = PVSETextEncoder(settings.text, word_vectors, size, count, dropout)
 
     def forward(  # type: ignore[override]  # DistributedDataParallel passes only `forward` on
         self, images: Tensor, tokens: Tensor, lengths: Tensor, *, passes: int = 1, residuals: bool = False
     ) -> tuple[Tensor, Tensor] | tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Embeddings (N, K, D) of images and (M, K, D) of texts, or what `with_residuals` gives."""
-        if residuals:
-            return self.with_residuals(images, tokens, lengths, passes=passes)
-        return super().forward(images, tokens, lengths, passes=passes)
-
-    def with_residuals(
-        self, images: Tensor, tokens: Tensor, lengths: Tensor, *, passes: int = 1
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(embeddings, residuals) of the images, both (N, K, D), and of the texts; `forward` gives the embeddings."""
-        if passes == 1:
-            return self.images.with_residuals(images), self.texts.with_residuals(tokens, lengths)
-        x, residuals = zip(*(self.images.with_residuals(part) for part in images.chunk(passes)), strict=True)
-        return (torch.cat(x), torch.cat(residuals)), self.texts.with_residuals(tokens, lengths)
+        """Embeddings (N, K, D) of images and (M, K, D) of texts, with `residuals` a pair with the residuals of each."""
+        if not residuals:
+            return super().forward(images, tokens, lengths, passes=passes)
+        x, of_images = zip(*(self.images.with_residuals(part) for part in images.chunk(passes)), strict=True)
+        return (torch.cat(x), torch.cat(of_images)), self.texts.with_residuals(tokens, lengths)
 
 
 def build_model(settings: schema.Model, word_vectors: np.ndarray, seed: int) -> TwoStream:
     """The model, initialised by `seed`. word_vectors: (V, E)."""
-    pvse = settings.pvse
-    model: TwoStream
+    kind = PVSE if settings.pvse.embeddings else TwoStream
     with seeded(seed):
-        if pvse.embeddings:
-            model = PVSE(settings, word_vectors, pvse.embeddings, pvse.dropout)
-        else:
-            model = TwoStream(settings, word_vectors)
+        model = kind(settings, word_vectors)
         if settings.initialisation == "authors":
             initialise_as_authors(model)
     return model

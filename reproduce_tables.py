@@ -78,7 +78,7 @@ class Request:
     @property
     def command(self) -> str:
         """The command as the tables quote it. Where data lie shapes no figure."""
-        return f"python reproduce_tables.py {shlex.join(without(self.argv, dict.fromkeys(PLACES, 1)))}"
+        return f"python reproduce_tables.py {shlex.join(without(self.argv, PLACES))}"
 
 
 TRIAL_SEED = 1000
@@ -124,9 +124,8 @@ def read_request(argv: list[str]) -> Request:
     if unknown := set(arguments.methods or ()) - {method.name for method in methods}:
         raise UserError(f"no row is called {min(unknown)}; --methods takes some of {[m.name for m in methods]}")
 
-    own = {"--tables": len(arguments.tables), "--methods": len(arguments.methods or ())}
-    places = {"--out": 1, "--work": 1, "--features": 1}
-    shared = without(argv, {"--seeds": 1, "--seed": 1, "--sentences": 1, "--jobs": 1, **places, **own})
+    own = ("--seeds", "--seed", "--tables", "--methods", "--sentences", "--jobs", "--out", "--work", "--features")
+    shared = without(argv, own)
     if settings.dataset.source == "openclipart" and not settings.dataset.root:
         published = openclipart(settings.dataset, Work(settings.work_folder).published, settings.seed)
         shared += ["--dataset.root", str(published.root)]  # fetched once, for all seeds

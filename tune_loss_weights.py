@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> "dict[str, Weights]":
             written = yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
             write_text(folder / "config.yaml", written)
         best = {name: search(folder / name, names, settings) for name, names in SEARCHES.items()}
-    flags = without(argv, {"--tuning.trials": 1})
+    flags = without(argv, ["--tuning.trials"])
     k = settings.training.select_k
     for name, weights in best.items():
         value = read_json(folder / name / "best.json")["value"]

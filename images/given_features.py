@@ -36,9 +36,12 @@ def given_features(path: Path, images: Images) -> np.ndarray:
     """
     array, listed = read_given(path, SETTING), list_of(path)
     if listed.suffix == ".csv":
-        with listed.open(newline="", encoding="utf-8-sig") as file:
-            # Files that encode.py left out stand at the end, without a row number.
-            lines = [row.get("path") or "" for row in csv.DictReader(file) if row.get("row") != ""]
+        try:
+            with listed.open(newline="", encoding="utf-8-sig") as file:
+                # Files that encode.py left out stand at the end, without a row number.
+                lines = [row.get("path") or "" for row in csv.DictReader(file) if row.get("row") != ""]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{SETTING}: cannot read {listed}: {error}; it must be a CSV file in UTF-8") from None
     else:
         lines = read_lines(listed, SETTING)
     known, by_file = {*images.paths}, {os.path.abspath(images.root / path): path for path in images.paths}

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import Stopped, UserError
+from pipeline.errors import FULL_DISK, Stopped, UserError
 from pipeline.home import demand_home, expanded
 from pipeline.output import harden_output, in_one_line
 from pipeline.schema import Settings
@@ -49,7 +49,7 @@ SAID = (
 """What argparse says, and how it is said to the one who typed it."""
 
 
-def _path(text: str) -> Path:
+def path_of(text: str) -> Path:
     """A path of the command line. A shell expands no `~` behind `--out=`."""
     try:
         return Path(expanded(text))
@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, docstring: str | None) -> None:
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(description=(docstring or "").strip(), formatter_class=form, allow_abbrev=False)
-        self.register("type", Path, _path)
+        self.register("type", Path, path_of)
 
     def format_help(self) -> str:
         """Usage with the positional arguments, the docstring, and the options."""
@@ -145,7 +145,7 @@ def parse_settings(
     is_own, argv = argv is None, sys.argv[1:] if argv is None else argv
     of_files = flatten(base) if base else {}
     for path in peek(argv, "--config") or ([] if base else [str(DEFAULT_CONFIG)]):
-        of_files |= read_yaml(os.path.expanduser(path))
+        of_files |= read_yaml(path_of(path))
     in_force, _ = validated(of_files)
     _add_settings(parser, in_force, show_all="--help-all" in argv)
     arguments = parser.parse_args(argv)
@@ -216,6 +216,8 @@ def run_script(main: Callable[[], object], then: str | None = None) -> None:
             )
         raise
     except OSError as error:
+        if error.errno in FULL_DISK:
+            _end(2, f"{error.strerror}; make room, and run the same command again")
         if error.filename is None or error.errno not in REFUSED_PATHS:
             raise
         _end(2, f"{error.strerror}: {os.fsdecode(error.filename)}; name another path, or mend this one")

@@ -1,5 +1,10 @@
 """Errors that end a script in one line."""
 
+import errno
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where nothing more can be written."""
+
 
 class UserError(Exception):
     """Something the user can mend. Its message is one line: what is wrong, where, and what to do."""

@@ -118,7 +118,7 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
     """Remove temporary files in `folder` that begin with `prefix` and whose process on this computer has ended."""
     for part in folder.glob(f"{glob.escape(prefix)}*.part*"):
         pid = part.name.removeprefix(prefix).split(".")[0]
-        if pid.isdecimal() and not _is_running(int(pid)):
+        if pid.isdecimal() and not is_running(int(pid)):
             part.unlink(missing_ok=True)
 
 
@@ -143,10 +143,11 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this computer runs a process of that number."""
     try:
-        os.kill(pid, 0)  # signal 0 only asks whether there is such a process
-    except ProcessLookupError:
+        os.kill(pid, 0)  # no signal: only asks
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
@@ -203,16 +204,16 @@ def read_json_lines(path: Path) -> list[Any]:
     """The value in each line of a file that grows by lines, [] where there is none. A partial last line is cut off."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    path.write_text("".join(whole), encoding="utf-8")
-    return [json.loads(line) for line in whole]
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    os.truncate(path, len(whole))  # writing the lines anew could lose them all
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, whole."""
+    r"""Write a UTF-8 text file, whole. A byte of a path that is no UTF-8 stands as `\udce9`, which JSON reads back."""
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

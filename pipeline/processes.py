@@ -25,6 +25,13 @@ class ProcessPool(ProcessPoolExecutor):
     Python's own pool would wait for their tasks first: for ever, where a disk does not answer.
     """
 
+    def submit(self, *arguments: Any, **options: Any) -> Future:
+        """Give the pool a call. The first ones start processes: raises UserError where the system allows none."""
+        try:
+            return super().submit(*arguments, **options)
+        except OSError as error:
+            no_processes(error)
+
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         """Leave the block."""
         if kind is not None:

@@ -29,6 +29,7 @@ from readers.published import (
     look_for,
     read_published_json,
 )
+from readers.text_files import read_lines
 
 KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/ (caption_datasets.zip)"
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -208,7 +209,7 @@ def read_flickr(captions: Path, lists: list[Path], root: Path, folder: str) -> I
     """
     splits: dict[str, str] = {}
     for split, path in zip(FLICKR8K_LISTS, lists, strict=False):
-        splits |= dict.fromkeys(path.read_text(encoding="utf-8").split(), split)
+        splits |= dict.fromkeys(read_lines(path), split)
     for number, image, text in _flickr_captions(captions):
         label = f"{captions.name} line {number}"
         if image is None:

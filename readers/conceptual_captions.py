@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from images.tar_members import without_place
 from pipeline.errors import UserError, reason
-from pipeline.processes import process_pool
+from pipeline.processes import in_order
 from pipeline.progress import ProgressBar
 from pipeline.schema import Dataset
 from readers.published import (
@@ -115,13 +115,9 @@ class Downloads:
 
     def __init__(self, root: Path, folder: Path) -> None:
         shards = shards_of(folder)
-        read = functools.partial(_of_shard, root)
-        bar = ProgressBar(total=len(shards), desc=f"shards of {folder.name}", unit="shard")
-        with bar, process_pool() as pool:
-            found = []
-            for part in (pool.map if len(shards) > SHARDS_WORTH_A_PROCESS else map)(read, shards):
-                found.append(part)
-                bar.update()
+        processes = None if len(shards) > SHARDS_WORTH_A_PROCESS else 0
+        parts = in_order(functools.partial(_of_shard, root), shards, processes)
+        found = [*ProgressBar(parts, f"shards of {folder.name}", len(shards), unit="shard")]
         keys = np.concatenate([part[0] for part in found])
         self._there = np.concatenate([part[1] for part in found])
         # Of equal addresses the first that was downloaded counts: failed ones may have been fetched again.

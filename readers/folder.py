@@ -12,7 +12,7 @@ from readers.delimited import names_an_image
 from readers.published import Published, Row, checked, given_root, is_system_file
 from readers.rejections import NO_TEXT
 from readers.split_names import splits_by_name
-from readers.text_files import RejectedRow, read_text
+from readers.text_files import RejectedRow, only, read_text
 
 
 def folder(dataset: Dataset, published_folder: Path, seed: int) -> Published:
@@ -42,20 +42,12 @@ def read_folder(root: Path) -> Iterator[Row]:
     for stem in sorted(pictures | texts):
         row = Row((pictures.get(stem) or texts[stem])[0], split=split_of.get(tops.get(stem, "")))
         try:
-            image = _only(pictures.get(stem, []), "missing file", f"there is no picture {stem}")
-            text = _only(texts.get(stem, []), NO_TEXT, f"there is no {stem}.txt")
+            image = only(pictures.get(stem, []), f"a picture {stem}")
+            text = only(texts.get(stem, []), f"{stem}.txt", NO_TEXT)
             row = checked(root, replace(row, image=image), text)
             yield row if row.rejected else replace(row, text=read_text(root / text))
         except RejectedRow as error:
             yield replace(row, image=row.label if stem in pictures else "", rejected=error.args)
-
-
-def _only(names: list[str], kind: str, missing: str) -> str:
-    if not names:
-        raise RejectedRow(kind, missing)
-    if len(names) > 1:
-        raise RejectedRow("ambiguous file", f"may be any of {', '.join(names)}")
-    return names[0]
 
 
 def files_through_links(root: Path) -> Iterator[str]:

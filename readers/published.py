@@ -75,10 +75,6 @@ class Published:
             raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
-Reader = Callable[[Dataset, Path, int], Published]
-"""A reader: from the section `dataset` of the settings, the folder it may write to, and the seed."""
-
-
 # Where files lie
 
 

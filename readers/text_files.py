@@ -5,6 +5,7 @@ import html
 import os
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -48,11 +49,16 @@ def choose_file(files: dict[str, list[str]], stem: str, suffixes: tuple[str, ...
     """
     candidates = [name for name in files.get(stem, ()) if Path(name).suffix.lower() in suffixes]
     exact = [stem + suffix for suffix in suffixes if stem + suffix in candidates]
-    if not candidates:
-        raise RejectedRow("missing file", wanted)
-    if not exact and len(candidates) > 1:
-        raise RejectedRow("ambiguous file", f"{wanted} may be any of {', '.join(map(repr, candidates))}")
-    return (exact or candidates)[0]
+    return exact[0] if exact else only(candidates, wanted)
+
+
+def only(names: Sequence[str], wanted: str, kind: str = "missing file") -> str:
+    """The one of `names`. Raises RejectedRow where there is none (of that kind), or several to choose from."""
+    if not names:
+        raise RejectedRow(kind, wanted)
+    if len(names) > 1:
+        raise RejectedRow("ambiguous file", f"{wanted} may be any of {', '.join(map(repr, names))}")
+    return names[0]
 
 
 def read_text(path: Path) -> str:

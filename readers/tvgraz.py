@@ -1,14 +1,14 @@
 """TVGraz (Khan, Saffari and Bischof 2009)."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.schema import Dataset
 from readers.published import Published, Row, checked, files_below, given_root, is_system_file
-from readers.text_files import RejectedRow, read_text
+from readers.text_files import RejectedRow, only, read_text
 
 TVGRAZ = "http://www.icg.tugraz.at, by its authors (no public copy was found)"
 TVGRAZ_IMAGES, TVGRAZ_TEXTS = (".jpg", ".jpeg", ".png", ".gif", ".bmp"), (".xml", ".txt")
@@ -50,18 +50,9 @@ def read_tvgraz(root: Path, categories: Iterable[str]) -> Iterator[Row]:
         for stem in sorted(images | texts):
             row = Row((images.get(stem) or texts[stem])[0], category=category)
             try:
-                image = _only(images.get(stem, ()), f"a picture {category}/{stem}")
+                image = only(images.get(stem, ()), f"a picture {category}/{stem}")
                 row = replace(row, image=image)
-                found = _only(texts.get(stem, ()), f"{category}/{stem}{' or '.join(TVGRAZ_TEXTS)}")
+                found = only(texts.get(stem, ()), f"{category}/{stem}{' or '.join(TVGRAZ_TEXTS)}")
                 yield checked(root, replace(row, text=read_text(root / found)), found)
             except RejectedRow as error:
                 yield replace(row, rejected=error.args)
-
-
-def _only(names: Sequence[str], wanted: str) -> str:
-    """The one of `names`. Raises RejectedRow where there is none, or several to choose from."""
-    if not names:
-        raise RejectedRow("missing file", wanted)
-    if len(names) > 1:
-        raise RejectedRow("ambiguous file", f"{wanted} may be any of {', '.join(map(repr, names))}")
-    return names[0]

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from images.tar_members import leads_out, members, without_place
 from pipeline.errors import UserError
-from pipeline.processes import process_pool
+from pipeline.processes import in_order
 from pipeline.schema import Dataset
 from readers.columns import COLUMNS, columns_for, names_in, value_at
 from readers.delimited import names_an_image
@@ -19,7 +19,7 @@ from readers.split_names import splits_by_name
 from readers.tables import Named, Record
 
 SHARDS_WORTH_A_PROCESS = 4
-SHARDS_AT_A_TIME = 32
+
 LONGEST_RECORD = 10_000_000  # bytes of an image's .txt or .json
 ENDS = 1024  # zero bytes with which a tar file ends
 
@@ -98,21 +98,13 @@ def _read(file: BinaryIO, first: int, size: int) -> bytes:
 def _records(root: Path, shards: list[Path], named: Named) -> Iterator[tuple[str, Record]]:
     names = {shard: shard.relative_to(root).as_posix() for shard in shards}
     split_of = splits_by_name(names.values())
-    for shard, records in zip(shards, _in_processes(functools.partial(_of_shard, root, named), shards), strict=True):
+    processes = None if len(shards) > SHARDS_WORTH_A_PROCESS else 0
+    found = in_order(functools.partial(_of_shard, root, named), shards, processes)
+    for shard, records in zip(shards, found, strict=True):
         for key, record in records:
             if isinstance(record, dict) and split_of and record.get("split") is None:
                 record["split"] = split_of[names[shard]]
             yield f"{names[shard]} {key}", record
-
-
-def _in_processes(read: Callable[[Path], Any], shards: list[Path]) -> Iterator[Any]:
-    """What `read` makes of each shard, some shards at a time."""
-    if len(shards) <= SHARDS_WORTH_A_PROCESS:
-        yield from map(read, shards)
-        return
-    with process_pool() as pool:
-        for start in range(0, len(shards), SHARDS_AT_A_TIME):
-            yield from pool.map(read, shards[start : start + SHARDS_AT_A_TIME])
 
 
 def _of_shard(root: Path, named: Named, shard: Path) -> list[tuple[str, Record]]:

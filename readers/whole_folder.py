@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.files import is_running
+
 
 @contextlib.contextmanager
 def written_whole_folder(folder: Path) -> Iterator[Path]:
@@ -33,19 +35,9 @@ def remove_leftovers(folder: Path) -> None:
     prefix = _prefix(folder)
     for path in folder.parent.glob(f"{glob.escape(prefix)}*"):
         process = path.name.removeprefix(prefix).split(".")[0]
-        if process.isdecimal() and (int(process) == os.getpid() or not _is_running(int(process))):
+        if process.isdecimal() and (int(process) == os.getpid() or not is_running(int(process))):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _prefix(folder: Path) -> str:
     return f".{folder.name}.{platform.node()}."
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # no signal: only asks
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -22,7 +22,7 @@ from pipeline.output import in_one_line
 from pipeline.pairs import SPLITS, Images, load_images, read_pairs
 from pipeline.work import Work
 from ranking import nearest
-from training.embedding import embed_images, embed_texts
+from training.embedding import embed_texts, encode_images
 from training.encoder import MODEL_INPUTS, RunEncoder, demand_work
 from training.image_sources import image_source, made_from
 from training.text_streams import load_pairs
@@ -135,7 +135,7 @@ def _embed(encoder: RunEncoder) -> dict[str, np.ndarray]:
     print(f"indexing {len(numbers):,} images and {len(texts):,} texts")
     source = image_source(settings, data, device, for_one_pass=True)
     size, precision = settings.evaluation.batch_size, settings.training.precision
-    x = embed_images(model, source, numbers, size, precision, device)
+    x = encode_images(model.eval().images, source, numbers, size, precision, device)
     y = embed_texts(model.texts, data.read, texts, size, precision, device)
     if encoder.expander:
         x, y = encoder.expander.images(x, numbers), encoder.expander.texts(y, texts)

@@ -237,6 +237,7 @@ def test_features_that_encode_wrote_are_read(prepared: Path, tmp_path: Path) -> 
     ("broken", "message"),
     [
         ("list", "beside .* is neither features.csv nor images.txt; put images.txt there"),
+        ("csv", "cannot read .*features.csv.*; it must be a CSV file in UTF-8"),
         ("unlisted", "does not list 1 of"),
         ("nan", "is NaN or infinite"),
         ("file", "there is no file"),
@@ -249,6 +250,8 @@ def test_a_file_that_lacks_images_ends_in_one_line(prepared: Path, tmp_path: Pat
         listed.unlink()
     elif broken == "unlisted":
         listed.write_text(listed.read_text().replace(listed.read_text().split("\n")[3], "another.png"))
+    elif broken == "csv":
+        path.with_suffix(".csv").write_bytes(b"row,path\n0,caf\xe9.png\n")
     elif broken == "file":
         path.unlink()
     else:

@@ -45,7 +45,7 @@ def embed_all(settings: Settings, count: int, unfinished: Path, vectors_path: Pa
         for batch in batches:
             start, end = done["texts"], done["texts"] + len(batch.vectors)
             vectors[start:end], lengths[start:end] = batch.vectors, batch.lengths
-            batch.tokens.tofile(tokens)
+            tokens.write(batch.tokens.tobytes())  # numpy's tofile does not say that the disk is full
             done = {"texts": end, "tokens": done["tokens"] + len(batch.tokens)}
             if end == count or time.monotonic() - saved >= SAVE_EVERY:
                 for part in (vectors, lengths, tokens):

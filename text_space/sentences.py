@@ -100,9 +100,9 @@ def as_read(text: str) -> str:
 
 
 @torch.no_grad()
-def encode(encoder: "SentenceTransformer", texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+def encode(encoder: "SentenceTransformer", texts: Sequence[str]) -> np.ndarray:
     """Vectors (n, F), float32, of texts as they are read."""
-    vectors: np.ndarray = encoder.encode(list(texts), batch_size=batch_size, show_progress_bar=False)
+    vectors: np.ndarray = encoder.encode(list(texts), batch_size=64, show_progress_bar=False)
     return vectors.astype(np.float32, copy=False).reshape(len(texts), -1)
 
 
@@ -125,9 +125,7 @@ def token_numbers(encoder: "SentenceTransformer", texts: Sequence[str]) -> list[
     return numbers
 
 
-def cached_vectors(
-    folder: Path, texts: Sequence[str], parent: Path, device: torch.device, batch_size: int = 64
-) -> np.ndarray:
+def cached_vectors(folder: Path, texts: Sequence[str], parent: Path, device: torch.device) -> np.ndarray:
     """Vectors (N, F), float32, memory-mapped, of N texts by the encoder in `folder`; equal texts have equal rows.
 
     They are computed once, into a folder in `parent` that is named by the encoder, its files and the texts. A stopped
@@ -143,7 +141,7 @@ def cached_vectors(
     if not path.is_file():
         with lock(cache, wait=True):
             if not path.is_file():  # another run may have finished it meanwhile
-                distinct = _encode_all(cache, load_encoder(folder).to(device), list(numbers), batch_size)
+                distinct = _encode_all(cache, load_encoder(folder).to(device), list(numbers))
                 with written_whole(path) as temporary_path:
                     whole = open_array(temporary_path, (len(read), distinct.shape[1]), np.float32)
                     for start in range(0, len(read), 100_000):
@@ -154,7 +152,7 @@ def cached_vectors(
     return read_array(path)
 
 
-def _encode_all(cache: Path, encoder: "SentenceTransformer", texts: list[str], batch_size: int) -> np.ndarray:
+def _encode_all(cache: Path, encoder: "SentenceTransformer", texts: list[str]) -> np.ndarray:
     """Vectors (U, F) of distinct texts, in a file of `cache` that a stopped call resumes with."""
     done_file = cache / "done.json"
     done = read_json(done_file) if done_file.is_file() else 0
@@ -163,7 +161,7 @@ def _encode_all(cache: Path, encoder: "SentenceTransformer", texts: list[str], b
     with ProgressBar(total=len(texts), initial=done, desc="vectors of texts", unit="text") as progress:
         for start in range(done, len(texts), TEXTS_AT_A_TIME):
             some = texts[start : start + TEXTS_AT_A_TIME]
-            vectors[start : start + len(some)] = encode(encoder, some, batch_size)
+            vectors[start : start + len(some)] = encode(encoder, some)
             vectors.flush()
             write_json(done_file, start + len(some))
             progress.update(len(some))

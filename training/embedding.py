@@ -29,17 +29,9 @@ def embed_pairs(
     embedding means nothing. size: images or texts in a batch. precision: `training.precision`.
     """
     numbers, image_of_row = np.unique(data.images.of_pair[rows], return_inverse=True)
-    x = embed_images(model, images, numbers, size, precision, device)
+    x = encode_images(model.eval().images, images, numbers, size, precision, device)
     y = embed_texts(model.texts, data.read, rows, size, precision, device)
     return x[torch.from_numpy(image_of_row).to(device)], y
-
-
-@torch.no_grad()
-def embed_images(
-    model: TwoStream, images: ImageSource, numbers: np.ndarray, size: int, precision: str, device: torch.device
-) -> Tensor:
-    """Embeddings (R, D), or (R, K, D) of PVSE, float32, of the images `numbers` (R,), `size` in a batch."""
-    return encode_images(model.eval().images, images, numbers, size, precision, device)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from pipeline.files import read_array
 from pipeline.schema import Settings
 from pipeline.work import Work
 from text_space.table import same_words
-from training.embedding import embed_images, embed_pairs, embed_texts
+from training.embedding import embed_pairs, embed_texts, encode_images
 from training.image_sources import image_source, pretrained_features
 
 SPARE = 16
@@ -135,7 +135,7 @@ class Expander:
             with torch.no_grad(), autocast(precision, device):
                 x = self.model.eval().images(self.source.load(numbers, np.zeros(len(numbers), dtype=bool)))
         else:
-            x = embed_images(self.model, self.source, numbers, *self.batches)
+            x = encode_images(self.model.eval().images, self.source, numbers, *self.batches)
         lost = {number: self.source.unreadable[number] for number in numbers if number in self.source.unreadable}
         demand_readable(lost, len(numbers))
         return x.cpu().numpy()[image_of_place]

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import errno
 import signal
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 from images.loading import PixelSource
 from metrics import Metric
-from pipeline.errors import Stopped, UserError
+from pipeline.errors import FULL_DISK, Stopped, UserError
 from pipeline.progress import ProgressBar
 from training import distributed
 from training.checkpoints import model_state, resume, save_checkpoint
@@ -123,7 +122,7 @@ def curves(run: Path, metrics: list[Metric]) -> Iterator[Board]:
         with Board(run, metrics) as board:
             yield board
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL_DISK:
             raise
         raise UserError(f"cannot write in {run}: {error.strerror}; make room and go on with --resume") from None
     finally:

@@ -42,14 +42,6 @@ class SiameseNetwork(nn.Module):
         with torch.no_grad():
             self.comparison[-1] = -FIRST_SCALE / 2
 
-    def embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L) word indices, padded with 0, and their (B,) lengths to (B, D) unit vectors."""
-        return self.encoder(tokens, lengths)
-
-    def forward(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
-        """How alike the texts `a` and `b` are, each (tokens, lengths) as for `embed`: all pairs of them, in (0, 1)."""
-        return likeness(self.embed(*a), self.embed(*b), self.comparison).sigmoid()
-
 
 def build_network(settings: Siamese, text: TextEncoder, word_vectors: np.ndarray, seed: int) -> SiameseNetwork:
     """The network, initialised by `seed`. `text` is the section `model.text`; word_vectors: (V, E)."""
@@ -104,7 +96,7 @@ def train_network(
             texts = np.concatenate([rows[order[part]], drawn[part][drawn[part] >= 0]])
             alike, unlike = (torch.from_numpy(mask).to(device) for mask in relevance.alike(texts, texts))
             tokens, lengths = data.texts(texts)
-            vectors = network.embed(tokens.to(device), lengths)
+            vectors = network.encoder(tokens.to(device), lengths)
             loss = balanced_loss(likeness(vectors, vectors, network.comparison), alike, unlike)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

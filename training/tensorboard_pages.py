@@ -304,7 +304,7 @@ def write_projector(
     """
     (run / "projector_config.pbtxt").unlink(missing_ok=True)
     tag = "embeddings"
-    for old in run.glob(f"*/{tag}"):
+    for old in run.glob(f"[0-9]*/{tag}"):  # by epoch; an evaluation may have the tag's name
         shutil.rmtree(old.parent)
     count = min(settings.evaluation.projector_pairs, len(rows))
     if not count:

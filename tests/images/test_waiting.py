@@ -125,6 +125,7 @@ def test_a_system_without_room_for_workers_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loading.DataLoader, "__iter__", no_room)
     with pytest.raises(UserError, match="cannot start .*No space left.*: they need a few kilobytes of /dev/shm"):
         list(source(1).batches([REQUEST]))
-    monkeypatch.setattr(processes.ProcessPoolExecutor, "__init__", no_room)
-    with pytest.raises(UserError, match="cannot start .*No space left"):
-        list(processes.in_order(str, range(3), 2))
+    for call in ("_spawn_process", "__init__"):  # Python starts processes with the first calls
+        monkeypatch.setattr(processes.ProcessPoolExecutor, call, no_room)
+        with pytest.raises(UserError, match="cannot start .*No space left"):
+            list(processes.in_order(str, range(3), 2))

@@ -13,7 +13,17 @@ import pytest
 
 from pipeline import steps as artifacts
 from pipeline.errors import UserError
-from pipeline.files import open_array, read_array, read_json, write_array, write_json, write_stamp, written_whole
+from pipeline.files import (
+    is_running,
+    open_array,
+    read_array,
+    read_json,
+    read_json_lines,
+    write_array,
+    write_json,
+    write_stamp,
+    written_whole,
+)
 from pipeline.schema import Settings
 from pipeline.steps import Step, is_up_to_date, making, require, what_changed
 
@@ -117,6 +127,25 @@ def test_an_array_for_which_the_disk_has_no_room_is_told_before_it_is_filled(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"cannot write .*array\.npy: .*No space left"):
         open_array(path, (100, 1000), np.float32)
+
+
+def test_a_partial_last_line_is_cut_off_and_the_others_are_not_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill while they are written anew would lose them all."""
+    path = tmp_path / "done.jsonl"
+    assert read_json_lines(path) == []
+    path.write_bytes(b'[1]\n{"a": 2}\n[3')
+    for call in ("write_text", "write_bytes"):
+        monkeypatch.setattr(Path, call, None)
+    for _ in range(2):
+        assert read_json_lines(path) == [[1], {"a": 2}]
+        assert path.read_bytes() == b'[1]\n{"a": 2}\n'
+
+
+def test_a_process_is_running_or_is_not() -> None:
+    assert is_running(os.getpid()) and is_running(1)
+    assert not is_running(10**20)
 
 
 def test_an_array_that_is_not_whole_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Settings: files, flags, defaults, and the mistakes people make in them."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -156,6 +158,15 @@ def test_a_script_names_the_next_one_with_the_settings_of_its_call(
     with pytest.raises(SystemExit):
         run_script(wrong, then="train.py")
     assert "next" not in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(SystemExit, match="2"):
+        run_script(write)
+    assert capsys.readouterr().err.endswith(": No space left on device; make room, and run the same command again\n")
 
 
 NUMBERS = [name for name, field, _ in fields() if plain_type(field) in (int, float, list[int]) or "list" in str(field)]

@@ -10,7 +10,7 @@ import pytest
 
 import encode
 from pipeline.errors import UserError
-from pipeline.files import lock, open_array, write_text
+from pipeline.files import lock, open_array, read_json, write_json, write_text
 from pipeline.pairs import image_root, write_pairs
 
 LATIN = os.fsdecode(b"caf\xe9")
@@ -77,6 +77,11 @@ def test_a_root_whose_name_is_no_utf8_is_kept(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(root)
     write_pairs(tmp_path / "pairs.parquet", [], Path("images"))
     assert image_root(tmp_path) == root / "images"
+
+
+def test_a_path_that_is_no_utf8_is_kept_in_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "note.json", {"folder": LATIN})
+    assert read_json(tmp_path / "note.json") == {"folder": LATIN}
 
 
 def test_images_whose_names_are_no_utf8_are_listed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 from pipeline.command_line import Parser
 from pipeline.errors import UserError
 from pipeline.home import NONE, demand_home, expanded
@@ -66,3 +67,5 @@ def test_paths_behind_an_equals_sign_are_expanded(monkeypatch: pytest.MonkeyPatc
     parser.add_argument("--out", type=Path)
     assert parser.parse_args(["--out=~/a.npy"]).out == Path("/home/x/a.npy")
     assert parser.parse_args(["--out", "~there$"]).out == Path("~there$")
+    with pytest.raises(UserError, match="/home/x/no_run"):
+        evaluate.main(["--run=~/no_run"])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from multiprocessing import active_children
 
 import pytest
+from conftest import ROOT
 
 from pipeline.errors import UserError
 from pipeline.processes import in_order, one_thread_each
@@ -38,6 +39,12 @@ def test_results_come_in_order_and_items_are_taken_as_they_are_needed(processes:
 def test_a_process_that_is_killed_ends_the_work() -> None:
     with pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory"):
         list(in_order(kill_at_three, range(10), 2))
+
+
+def test_work_is_shared_by_in_order_which_tells_of_a_killed_process() -> None:
+    scripts = (path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in ("tests", ".venv", "work"))
+    users = {str(path.relative_to(ROOT)) for path in scripts if "process_pool(" in path.read_text(encoding="utf-8")}
+    assert users == {"pipeline/processes.py", "images/files.py"}  # the latter says what it was that took the memory
 
 
 def threads(_: int) -> str | None:

@@ -164,6 +164,9 @@ def test_flickr8k_with_its_own_splits(tmp_path: Path) -> None:
     assert [row.split for row in rows[:20:5]] == ["train", "val", "test", None]
     assert [row.rejected and row.rejected[0] for row in rows[14:]] == [None] + ["in no split"] * 6 + ["bad row"]
     assert rows[0].image == "Flicker8k_Dataset/1000092795.jpg"
+    (path.parent / "Flickr_8k.devImages.txt").write_bytes(b"caf\xe9.jpg\n")
+    with pytest.raises(UserError, match=r"cannot read .*Flickr_8k\.devImages\.txt"):
+        list(published(source="flickr30k", root=tmp_path).rows())
 
 
 def test_other_shapes_of_captions_txt(tmp_path: Path) -> None:

@@ -427,6 +427,11 @@ def test_nothing_is_written_where_nothing_can_be_encoded(run: Path, tmp_path: Pa
             encode.main(words)
     with pytest.raises(UserError, match=r"must end in \.npy"):
         encode.main(["--run", str(run), "--texts", "a", "--out", "x.npz"])
+    (tmp_path / "list.csv").write_text("one\n")
+    for what in ("--texts", "--images"):
+        with pytest.raises(UserError, match=r"list\.npy would overwrite .*list\.csv: .*; give another name"):
+            encode.main(["--run", str(run), what, str(tmp_path / "list.csv"), "--out", f"{tmp_path}/./list.npy"])
+    assert (tmp_path / "list.csv").read_text() == "one\n"
     assert not list(tmp_path.glob("*x.*"))
 
 

@@ -191,7 +191,7 @@ def test_the_command_of_a_table_names_no_place_of_data() -> None:
 
 def test_flags_are_taken_out_with_their_values() -> None:
     argv = ["--config", "c", "--seeds", "3", "--tables", "1", "3", "--out=x", "--seed", "4", "--loss.margin", "1"]
-    kept = without(argv, {"--seeds": 1, "--tables": 2, "--out": 1, "--seed": 1, "--work": 1})
+    kept = without(argv, ["--seeds", "--tables", "--out", "--seed", "--work"])
     assert kept == ["--config", "c", "--loss.margin", "1"]
 
 

@@ -29,19 +29,20 @@ PIXELS = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torc
 def image_encoder(embeddings: int = 3, **image: object) -> PVSEImageEncoder:
     settings = small(**image)
     with seeded(settings.seed):
-        return PVSEImageEncoder(settings.model.image, 8, embeddings)
+        return PVSEImageEncoder(settings.model.image, 8, embeddings, dropout=0)
 
 
 def text_encoder(encoder: str = "gru", embeddings: int = 3) -> PVSETextEncoder:
     settings = small(encoder)
     with seeded(settings.seed):
-        return PVSETextEncoder(settings.model.text, WORDS, 8, embeddings).eval()
+        return PVSETextEncoder(settings.model.text, WORDS, 8, embeddings, dropout=0).eval()
 
 
 def pvse(encoder: str = "gru", embeddings: int = 3, **image: object) -> PVSE:
     settings = small(encoder, **image)
+    settings.model.pvse.embeddings = embeddings
     with seeded(settings.seed):
-        return PVSE(settings.model, WORDS, embeddings)
+        return PVSE(settings.model, WORDS)
 
 
 # --- Similarities of several embeddings ------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ def test_dropout_is_on_the_residuals_while_training() -> None:
 def test_embeddings_are_unit_vectors_of_the_joint_space(encoder: str, embeddings: int) -> None:
     model = pvse(encoder, embeddings).eval()
     x, y = model(PIXELS, TOKENS, LENGTHS)
-    (x_again, x_residuals), (y_again, y_residuals) = model.with_residuals(PIXELS, TOKENS, LENGTHS)
+    (x_again, x_residuals), (y_again, y_residuals) = model(PIXELS, TOKENS, LENGTHS, residuals=True)
     assert torch.equal(x, x_again) and torch.equal(y, y_again)
     for vectors, residuals in ((x, x_residuals), (y, y_residuals)):
         assert vectors.shape == residuals.shape == (4, embeddings, 8)
@@ -357,7 +358,7 @@ def test_a_trainable_backbone_is_left_in_training() -> None:
 
 def test_everything_learns() -> None:
     model = pvse(embeddings=2).train()
-    (x, x_residuals), (y, y_residuals) = model.with_residuals(PIXELS, TOKENS, LENGTHS)
+    (x, x_residuals), (y, y_residuals) = model(PIXELS, TOKENS, LENGTHS, residuals=True)
     terms = retrieval_loss_terms(LOGSUMEXP, x, y, torch.arange(4))
     regularisers = 0.1 * (diversity_loss(x_residuals) + diversity_loss(y_residuals)) + 0.01 * mmd_loss(x, y)
     (sum(terms.values()) + regularisers).backward()

@@ -274,8 +274,9 @@ def test_the_projector_is_written_anew_or_left_out(run: Path, tmp_path: Path) ->
     evaluate.main(["--run", str(copy), "--evaluation.projector_pairs", "3"])
     assert len(next(copy.glob("*/embeddings/metadata.tsv")).read_text().splitlines()) == 7
     assert (copy / "projector_config.pbtxt").read_text().count("embeddings {") == 1
+    evaluate.main(["--run", str(copy), "--name", "embeddings"])
     evaluate.main(["--run", str(copy), "--evaluation.projector_pairs", "0"])
-    assert not list(copy.glob("*/embeddings"))
+    assert list(copy.glob("*/embeddings")) == [copy / "evaluations" / "embeddings"]
     assert not (copy / "projector_config.pbtxt").exists()
 
 
