@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import threading
 import time
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ class ProgressBar(tqdm):
 
     said: ClassVar[float | None] = None
     """When the last plain line was written, or the first work began."""
+    is_watched: ClassVar[bool] = False
+    """Whether a thread looks at the clock while no unit of work ends."""
 
     def __init__(self, iterable: Any = None, desc: str = "", total: int | None = None, **settings: Any) -> None:
         self.is_plain = not sys.stderr.isatty()
@@ -25,6 +28,21 @@ class ProgressBar(tqdm):
             # The intervals are those at which `display` looks at the clock. tqdm's own writing is dropped.
             settings |= {"leave": False, "delay": 0, "mininterval": 1, "maxinterval": SECONDS, "file": io.StringIO()}
         super().__init__(iterable, desc, total, **settings)
+        if self.is_plain and not ProgressBar.is_watched:
+            ProgressBar.is_watched = True
+            threading.Thread(target=ProgressBar.watch, daemon=True).start()
+
+    @classmethod
+    def watch(cls) -> None:
+        """Have the newest bar display itself again and again: a unit of work, a training say, can take many minutes."""
+        while True:
+            time.sleep(SECONDS / 12)
+            with cls.get_lock():
+                # A bar gets its `start_t` last of all.
+                every = cls._instances  # type: ignore[attr-defined]  # the stubs leave it out
+                bars = [bar for bar in every if isinstance(bar, ProgressBar) and hasattr(bar, "start_t")]
+                if bars:
+                    max(bars, key=lambda bar: bar.start_t).display()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draw the bar, or write the line where it is time for one."""
@@ -32,7 +50,8 @@ class ProgressBar(tqdm):
             super().display(msg, pos)
             return
         now = time.monotonic()
-        if msg is None and self.n > self.initial and now - (ProgressBar.said or now) >= SECONDS:
+        is_telling = self.n > self.initial or self.format_dict["elapsed"] >= SECONDS
+        if msg is None and is_telling and now - (ProgressBar.said or now) >= SECONDS:
             ProgressBar.said = now
             print(self.plain_line(), file=sys.stderr, flush=True)
 
@@ -48,5 +67,9 @@ class ProgressBar(tqdm):
         return line
 
 
-# A process that is forked later has done nothing yet.
-os.register_at_fork(after_in_child=lambda: setattr(ProgressBar, "said", None))
+def _begin_anew() -> None:
+    """A process that is forked later has done nothing yet, and has none of its parent's threads."""
+    ProgressBar.said, ProgressBar.is_watched = None, False
+
+
+os.register_at_fork(after_in_child=_begin_anew)

@@ -1,6 +1,7 @@
 """Plain lines of progress where stderr is no terminal."""
 
 import io
+import threading
 
 import pytest
 
@@ -40,6 +41,29 @@ def test_short_works_one_after_the_other_are_told_too(clock: list[float], capsys
     told = lines(capsys)
     assert [line.split(":")[0] for line in told] == [f"epoch {epoch}" for epoch in (6, 12, 18, 24, 30)]
     assert told[0] == "epoch 6: 5 of 5 batches, 00:10 so far, about 00:00 left"
+
+
+def test_a_unit_that_takes_minutes_is_told_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No update looks at the clock meanwhile. The inner work is told, once there is one."""
+    told = threading.Event()
+
+    class Log(io.StringIO):
+        def write(self, text: str) -> int:
+            written = super().write(text)
+            if text.strip():
+                told.set()
+            return written
+
+    for name, value in {"said": None, "is_watched": False}.items():
+        monkeypatch.setattr(ProgressBar, name, value)
+    monkeypatch.setattr(progress, "SECONDS", 0.1)
+    monkeypatch.setattr("sys.stderr", log := Log())
+    with ProgressBar(total=15, desc="runs", unit="run"):
+        assert told.wait(30) and log.getvalue().startswith("runs: 0 of 15 runs, 00:00 so far")
+        with ProgressBar(total=60, desc="epoch", unit="batch"):
+            while "epoch: 0 of 60 batches" not in log.getvalue():
+                told.clear()
+                assert told.wait(30)
 
 
 def test_short_work_says_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
