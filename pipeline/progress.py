@@ -50,8 +50,8 @@ class ProgressBar(tqdm):
             super().display(msg, pos)
             return
         now = time.monotonic()
-        is_telling = self.n > self.initial or self.format_dict["elapsed"] >= SECONDS
-        if msg is None and is_telling and now - (ProgressBar.said or now) >= SECONDS:
+        is_due = msg is None and now - (ProgressBar.said or now) >= SECONDS
+        if is_due and (self.n > self.initial or self.format_dict["elapsed"] >= SECONDS):
             ProgressBar.said = now
             print(self.plain_line(), file=sys.stderr, flush=True)
 

@@ -54,8 +54,8 @@ def test_a_unit_that_takes_minutes_is_told_before_it_ends(monkeypatch: pytest.Mo
                 told.set()
             return written
 
-    for name, value in {"said": None, "is_watched": False}.items():
-        monkeypatch.setattr(ProgressBar, name, value)
+    monkeypatch.setattr(ProgressBar, "said", None)
+    monkeypatch.setattr(ProgressBar, "is_watched", False)
     monkeypatch.setattr(progress, "SECONDS", 0.1)
     monkeypatch.setattr("sys.stderr", log := Log())
     with ProgressBar(total=15, desc="runs", unit="run"):
